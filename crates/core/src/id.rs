@@ -125,10 +125,11 @@ ids! {
     RequestId = "req", "a request";
 }
 
-/// A name that people choose: lower case letters, digits, `-` and `_`, 1..64 characters. It stands in subjects, so
-/// nothing else may.
+/// A name that people choose: lower case letters, digits, `-` and `_`, 1..64 characters, no `_` first. It stands in
+/// subjects, so nothing else may.
 fn is_name(text: &str) -> bool {
     (1..=64).contains(&text.len())
+        && !text.starts_with('_')
         && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_')
 }
 
@@ -197,6 +198,14 @@ names! {
     AgentId = "agt_", "an agent";
 }
 
+impl Tenant {
+    /// Whose the events of warm sessions are that serve nobody yet: `_system`, which no client can be.
+    #[must_use]
+    pub fn system() -> Self {
+        Self("_system".into())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -238,7 +247,7 @@ mod tests {
         for text in ["a", "acme-2", "my_team"] {
             assert_eq!(text.parse::<Tenant>().map(|t| t.to_string()), Ok(text.to_owned()));
         }
-        for text in ["", "a.b", "*", ">", "A", "a b", "é", &"a".repeat(65)] {
+        for text in ["", "_system", "a.b", "*", ">", "A", "a b", "é", &"a".repeat(65)] {
             assert!(text.parse::<Tenant>().is_err(), "{text}");
             assert!(format!("agt_{text}").parse::<AgentId>().is_err(), "{text}");
         }

@@ -1,0 +1,256 @@
+//! The JSON form of runs, tasks, sessions and events: CONTRACT sections 2 to 4.
+
+use serde_json::{Map, Value, json};
+use time::OffsetDateTime;
+use time::format_description::BorrowedFormatItem;
+use time::macros::format_description;
+
+use crate::v1;
+
+const RFC3339_MILLIS: &[BorrowedFormatItem<'_>] =
+    format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
+
+/// A time as RFC 3339 in UTC with milliseconds; null where it is out of range.
+#[must_use]
+pub fn time(ms: i64) -> Value {
+    OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000)
+        .ok()
+        .and_then(|at| at.format(RFC3339_MILLIS).ok())
+        .map_or(Value::Null, Value::String)
+}
+
+fn optional_time(ms: Option<i64>) -> Value {
+    ms.map_or(Value::Null, time)
+}
+
+fn or_null(text: &str) -> Value {
+    if text.is_empty() { Value::Null } else { Value::String(text.to_owned()) }
+}
+
+/// Stored JSON as a value. What is not JSON is shown as text, rather than lost.
+#[must_use]
+pub fn stored(bytes: &[u8]) -> Value {
+    if bytes.is_empty() {
+        return Value::Null;
+    }
+    serde_json::from_slice(bytes).unwrap_or_else(|_| Value::String(String::from_utf8_lossy(bytes).into_owned()))
+}
+
+fn run_status(number: i32) -> &'static str {
+    v1::RunStatus::try_from(number)
+        .ok()
+        .and_then(|status| errand_core::run::RunStatus::try_from(status).ok())
+        .map_or("unspecified", errand_core::run::RunStatus::as_str)
+}
+
+fn run_result(number: Option<i32>) -> Value {
+    number
+        .and_then(|number| v1::RunResult::try_from(number).ok())
+        .and_then(|result| errand_core::run::RunResult::try_from(result).ok())
+        .map_or(Value::Null, |result| result.as_str().into())
+}
+
+fn session_status(number: i32) -> &'static str {
+    v1::SessionStatus::try_from(number)
+        .ok()
+        .and_then(|status| errand_core::session::SessionStatus::try_from(status).ok())
+        .map_or("unspecified", errand_core::session::SessionStatus::as_str)
+}
+
+/// An entry of an `errors` list.
+#[must_use]
+pub fn error(error: &v1::Error) -> Value {
+    let mut value = json!({"type": error.r#type, "code": error.code, "message": error.message});
+    if !error.field.is_empty() {
+        value["field"] = error.field.clone().into();
+    }
+    value
+}
+
+fn errors(list: &[v1::Error]) -> Value {
+    list.iter().map(error).collect()
+}
+
+/// An open question; null where there is none.
+#[must_use]
+pub fn interaction(interaction: Option<&v1::Interaction>) -> Value {
+    let Some(interaction) = interaction else { return Value::Null };
+    let fields = interaction.fields.iter().map(|field| {
+        let mut value = json!({"name": field.name, "type": field.r#type, "label": field.label});
+        if !field.options.is_empty() {
+            value["options"] = field.options.clone().into();
+        }
+        value
+    });
+    json!({
+        "id": interaction.id,
+        "type": interaction.r#type,
+        "message": interaction.message,
+        "fields": fields.collect::<Vec<_>>(),
+        "expires_at": time(interaction.expires_at_ms),
+    })
+}
+
+/// A run; `input` only where it came along.
+#[must_use]
+pub fn run(run: &v1::Run) -> Value {
+    let mut value = json!({
+        "id": run.id,
+        "object": "task_run",
+        "status": run_status(run.status),
+        "result": run_result(run.result),
+        "task_id": run.task_id,
+        "task_version": run.task_version,
+        "session_id": or_null(&run.session_id),
+        "agent_id": or_null(&run.agent_id),
+        "source_id": or_null(&run.source_id),
+        "credential_id": or_null(&run.credential_id),
+        "attempt": run.attempt,
+        "priority": run.priority,
+        "runtime_ms": run.runtime_ms,
+        "output": run.output.as_deref().map_or(Value::Null, stored),
+        "errors": errors(&run.errors),
+        "interaction": interaction(run.interaction.as_ref()),
+        "metadata": run.metadata,
+        "retry_of": or_null(&run.retry_of),
+        "created_at": time(run.created_at_ms),
+        "started_at": optional_time(run.started_at_ms),
+        "finished_at": optional_time(run.finished_at_ms),
+        "canceled_at": optional_time(run.canceled_at_ms),
+        "updated_at": time(run.updated_at_ms),
+    });
+    if let Some(input) = &run.input {
+        value["input"] = stored(input);
+    }
+    value
+}
+
+/// A task.
+#[must_use]
+pub fn task(task: &v1::Task) -> Value {
+    json!({
+        "id": task.id,
+        "object": "task",
+        "version": task.version,
+        "name": task.name,
+        "agent_id": task.agent_id,
+        "prompt": task.prompt,
+        "program": stored(&task.program),
+        "input_schema": stored(&task.input_schema),
+        "output_schema": stored(&task.output_schema),
+        "settings": task.settings.as_ref().map_or(Value::Null, settings),
+        "created_at": time(task.created_at_ms),
+        "updated_at": time(task.updated_at_ms),
+    })
+}
+
+fn settings(settings: &v1::TaskSettings) -> Value {
+    json!({
+        "timeout_seconds": settings.timeout_seconds,
+        "inactivity_seconds": settings.inactivity_seconds,
+        "interaction_seconds": settings.interaction_seconds,
+        "queue_seconds": settings.queue_seconds,
+        "max_attempts": settings.max_attempts,
+        "retry_on": settings.retry_on,
+        "review": settings.review,
+        "review_seconds": settings.review_seconds,
+        "reuse_session": settings.reuse_session,
+        "priority": settings.priority,
+    })
+}
+
+/// A session.
+#[must_use]
+pub fn session(session: &v1::Session) -> Value {
+    json!({
+        "id": session.id,
+        "object": "session",
+        "status": session_status(session.status),
+        "agent_id": session.agent_id,
+        "runner_id": or_null(&session.runner_id),
+        "source_id": or_null(&session.source_id),
+        "credential_id": or_null(&session.credential_id),
+        "task_run_id": or_null(&session.run_id),
+        "runs_served": session.runs_served,
+        "reason": or_null(&session.reason),
+        "created_at": time(session.created_at_ms),
+        "updated_at": time(session.updated_at_ms),
+        "ended_at": optional_time(session.ended_at_ms),
+    })
+}
+
+/// A runner.
+#[must_use]
+pub fn runner(runner: &v1::Runner) -> Value {
+    json!({
+        "id": runner.id,
+        "object": "runner",
+        "agent_id": runner.agent_id,
+        "capacity": runner.capacity,
+        "sessions": runner.sessions,
+        "leases": runner.leases,
+        "draining": runner.draining,
+        "host": runner.host,
+        "version": runner.version,
+        "connected_at": time(runner.connected_at_ms),
+        "last_seen_at": time(runner.last_seen_at_ms),
+    })
+}
+
+/// An event: CONTRACT section 4.
+#[must_use]
+pub fn event(event: &v1::Event) -> Value {
+    let data = match &event.data {
+        Some(v1::event::Data::Run(run)) => run_summary(run),
+        Some(v1::event::Data::Session(session)) => json!({
+            "id": session.id,
+            "object": "session",
+            "status": session_status(session.status),
+            "agent_id": session.agent_id,
+            "runner_id": or_null(&session.runner_id),
+            "task_run_id": or_null(&session.run_id),
+            "reason": or_null(&session.reason),
+            "created_at": time(session.created_at_ms),
+        }),
+        Some(v1::event::Data::Task(task)) => json!({
+            "id": task.id,
+            "object": "task",
+            "version": task.version,
+            "name": task.name,
+            "agent_id": task.agent_id,
+        }),
+        None => Value::Object(Map::new()),
+    };
+    json!({
+        "id": event.id,
+        "object": "event",
+        "type": event.r#type,
+        "seq": event.seq,
+        "data": data,
+        "created_at": time(event.created_at_ms),
+    })
+}
+
+fn run_summary(run: &v1::RunSummary) -> Value {
+    json!({
+        "id": run.id,
+        "object": "task_run",
+        "status": run_status(run.status),
+        "result": run_result(run.result),
+        "task_id": run.task_id,
+        "task_version": run.task_version,
+        "session_id": or_null(&run.session_id),
+        "agent_id": or_null(&run.agent_id),
+        "source_id": or_null(&run.source_id),
+        "credential_id": or_null(&run.credential_id),
+        "attempt": run.attempt,
+        "runtime_ms": run.runtime_ms,
+        "errors": errors(&run.errors),
+        "interaction": interaction(run.interaction.as_ref()),
+        "metadata": run.metadata,
+        "retry_of": or_null(&run.retry_of),
+        "created_at": time(run.created_at_ms),
+        "started_at": optional_time(run.started_at_ms),
+        "finished_at": optional_time(run.finished_at_ms),
+    })
+}
