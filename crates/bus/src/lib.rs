@@ -1,1 +1,17 @@
-//! errand-bus
+//! The only crate that knows NATS: subjects, streams, connecting, consuming with one ack policy, request/reply
+//! services (NATS micro), trace propagation.
+
+mod connection;
+mod consume;
+mod service;
+mod streams;
+mod subjects;
+
+pub use connection::{Bus, BusConfig, BusError, Incoming, RequestError, StoredMessage, StreamAck};
+pub use consume::{ConsumerConfig, Delivery, Verdict, consume};
+pub use service::{Service, ServiceBuilder};
+pub use streams::{EventStreamState, StreamKind};
+pub use subjects::Subjects;
+
+/// The oldest nats-server that Errand works with (major, minor).
+pub const MINIMUM_BROKER: (u64, u64) = (2, 12);

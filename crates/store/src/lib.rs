@@ -1,1 +1,11 @@
-//! errand-store
+//! What every service that persists needs: opening SQLite or Postgres with embedded migrations ([`Db`]), bulk
+//! statements ([`rows`]), and the outbox that commits events with the change that they tell ([`Outbox`], ADR 0002).
+
+mod db;
+mod outbox;
+mod publisher;
+pub mod rows;
+
+pub use db::{Db, Migration, Sqlite, StoreError};
+pub use outbox::{Outbox, Staged};
+pub use publisher::Publisher;

@@ -1,0 +1,434 @@
+use std::future::Future;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use async_nats::connection::State;
+use async_nats::header::HeaderMap;
+use async_nats::jetstream;
+use async_nats::jetstream::message::PublishMessage;
+use async_nats::{Client, ConnectOptions, Event};
+use bytes::Bytes;
+use errand_proto::v1;
+use futures::{Stream, StreamExt};
+use prost::Message;
+use tokio::sync::watch;
+
+use crate::streams::StreamKind;
+use crate::subjects::Subjects;
+use crate::{MINIMUM_BROKER, service};
+
+/// How to reach the broker.
+#[derive(Debug, Clone)]
+pub struct BusConfig {
+    /// `nats://HOST:PORT`, several separated by commas.
+    pub url: String,
+    /// What every subject starts with.
+    pub prefix: String,
+    /// How this client is called in the broker's lists.
+    pub name: String,
+    /// A NATS credentials file.
+    pub credentials: Option<PathBuf>,
+    /// Replicas of each stream: 1, or 3 in a cluster.
+    pub replicas: usize,
+    /// How long a request waits for its answer.
+    pub request_timeout: Duration,
+}
+
+impl Default for BusConfig {
+    fn default() -> Self {
+        Self {
+            url: "nats://127.0.0.1:4222".into(),
+            prefix: "errand.v1".into(),
+            name: "errand".into(),
+            credentials: None,
+            replicas: 1,
+            request_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Why the broker could not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum BusError {
+    /// Not there within the time given.
+    #[error("no NATS server at {url}: {what}. Start one (`nats-server -js`), or name another with --nats-url")]
+    Unreachable {
+        /// Where it was sought.
+        url: String,
+        /// What the client says.
+        what: String,
+    },
+    /// Too old.
+    #[error("nats-server {found} is too old: Errand needs {}.{} or later", MINIMUM_BROKER.0, MINIMUM_BROKER.1)]
+    BrokerTooOld {
+        /// Its version.
+        found: String,
+    },
+    /// The credentials file cannot be read.
+    #[error("cannot read the NATS credentials {0}: {1}")]
+    Credentials(PathBuf, std::io::Error),
+    /// A stream is missing or cannot be made.
+    #[error("stream {name}: {what}")]
+    Stream {
+        /// Which.
+        name: String,
+        /// What the server says.
+        what: String,
+    },
+    /// A message could not be sent, or was not acknowledged.
+    #[error("the broker did not take a message on {subject}: {what}")]
+    Publish {
+        /// Where it was to go.
+        subject: String,
+        /// What the client says.
+        what: String,
+    },
+    /// A subscription or service could not be made.
+    #[error("cannot listen on {subject}: {what}")]
+    Listen {
+        /// On what.
+        subject: String,
+        /// What the client says.
+        what: String,
+    },
+}
+
+/// Why a request has no good answer.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestError {
+    /// The service answered with an error.
+    #[error(transparent)]
+    Service(errand_core::Error),
+    /// Nobody serves this subject now.
+    #[error("nobody serves {0}")]
+    NobodyServes(String),
+    /// No answer in time: it may or may not have been done.
+    #[error("{0} did not answer in time")]
+    TimedOut(String),
+    /// The broker is away.
+    #[error("the broker did not take a request on {0}: {1}")]
+    Broker(String, String),
+    /// The answer is not what this method answers.
+    #[error("{0} answered what cannot be read: {1}")]
+    Undecodable(String, prost::DecodeError),
+}
+
+impl RequestError {
+    /// Whether the same may succeed later.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::NobodyServes(_) | Self::TimedOut(_) | Self::Broker(..) => true,
+            Self::Service(error) => error.code.kind == "api",
+            Self::Undecodable(..) => false,
+        }
+    }
+}
+
+/// The broker took a message into a stream.
+#[derive(Debug, Clone, Copy)]
+pub struct StreamAck {
+    /// Its place in the stream; of a duplicate, the first one's.
+    pub sequence: u64,
+    /// It was there before, under the same id.
+    pub duplicate: bool,
+}
+
+/// A message of a plain subscription.
+#[derive(Debug, Clone)]
+pub struct Incoming {
+    /// Where it was published.
+    pub subject: String,
+    /// What.
+    pub payload: Bytes,
+}
+
+/// A message that the event stream holds.
+#[derive(Debug, Clone)]
+pub struct StoredMessage {
+    /// Its `Nats-Msg-Id`.
+    pub message_id: Option<String>,
+}
+
+/// A connection to the broker. Cheap to clone; survives the broker's restarts.
+#[derive(Debug, Clone)]
+pub struct Bus {
+    client: Client,
+    jetstream: jetstream::Context,
+    subjects: Subjects,
+    replicas: usize,
+    request_timeout: Duration,
+    connections: watch::Receiver<u64>,
+}
+
+impl Bus {
+    /// Connects, trying again until `patience` is over.
+    ///
+    /// # Errors
+    /// [`BusError::Unreachable`], [`BusError::BrokerTooOld`], [`BusError::Credentials`].
+    pub async fn connect(config: BusConfig, patience: Duration) -> Result<Self, BusError> {
+        let (count, connections) = watch::channel(0u64);
+        let started = tokio::time::Instant::now();
+        let mut pause = Duration::from_millis(50);
+        let client = loop {
+            match options(&config, count.clone()).await?.connect(config.url.as_str()).await {
+                Ok(client) => break client,
+                Err(error) if started.elapsed() >= patience => {
+                    return Err(BusError::Unreachable { url: config.url, what: error.to_string() });
+                }
+                Err(_) => tokio::time::sleep(pause).await,
+            }
+            pause = (pause * 2).min(Duration::from_secs(1));
+        };
+        let version = client.server_info().version;
+        if !is_new_enough(&version) {
+            return Err(BusError::BrokerTooOld { found: version });
+        }
+        let jetstream = jetstream::ContextBuilder::new()
+            .timeout(Duration::from_secs(5))
+            .ack_timeout(Duration::from_secs(5))
+            .max_ack_inflight(20_000)
+            .backpressure_on_inflight(true)
+            .build(client.clone());
+        Ok(Self {
+            client,
+            jetstream,
+            subjects: Subjects::new(&config.prefix),
+            replicas: config.replicas,
+            request_timeout: config.request_timeout,
+            connections,
+        })
+    }
+
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    pub(crate) fn jetstream(&self) -> &jetstream::Context {
+        &self.jetstream
+    }
+
+    pub(crate) const fn replicas(&self) -> usize {
+        self.replicas
+    }
+
+    /// The subjects under this connection's prefix.
+    #[must_use]
+    pub const fn subjects(&self) -> &Subjects {
+        &self.subjects
+    }
+
+    /// The number of the connection: grows each time that the broker is reached again.
+    #[must_use]
+    pub fn connections(&self) -> watch::Receiver<u64> {
+        self.connections.clone()
+    }
+
+    /// Whether the broker is there now.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.client.connection_state() == State::Connected
+    }
+
+    /// The broker's version.
+    #[must_use]
+    pub fn broker_version(&self) -> String {
+        self.client.server_info().version
+    }
+
+    /// Sends a request, waits for its answer.
+    ///
+    /// # Errors
+    /// [`RequestError`].
+    pub async fn request<Q: Message, A: Message + Default>(
+        &self,
+        subject: String,
+        request: &Q,
+    ) -> Result<A, RequestError> {
+        self.request_within(subject, request, self.request_timeout).await
+    }
+
+    /// Sends a request, waits so long for its answer.
+    ///
+    /// # Errors
+    /// [`RequestError`].
+    pub async fn request_within<Q: Message, A: Message + Default>(
+        &self,
+        subject: String,
+        request: &Q,
+        timeout: Duration,
+    ) -> Result<A, RequestError> {
+        use async_nats::RequestErrorKind as Kind;
+        let payload = Bytes::from(request.encode_to_vec());
+        let outgoing = async_nats::Request::new().payload(payload).timeout(Some(timeout));
+        let answer = self.client.send_request(subject.clone(), outgoing).await.map_err(|error| match error.kind() {
+            Kind::NoResponders => RequestError::NobodyServes(subject.clone()),
+            Kind::TimedOut => RequestError::TimedOut(subject.clone()),
+            _ => RequestError::Broker(subject.clone(), error.to_string()),
+        })?;
+        if answer.headers.as_ref().is_some_and(|headers| headers.get(service::ERROR_HEADER).is_some()) {
+            let error =
+                v1::Error::decode(answer.payload).map_err(|error| RequestError::Undecodable(subject.clone(), error))?;
+            return Err(RequestError::Service(error.into()));
+        }
+        A::decode(answer.payload).map_err(|error| RequestError::Undecodable(subject, error))
+    }
+
+    /// Publishes a message that may be lost.
+    ///
+    /// # Errors
+    /// [`BusError::Publish`].
+    pub async fn publish<M: Message>(&self, subject: String, message: &M) -> Result<(), BusError> {
+        self.publish_bytes(subject, message.encode_to_vec().into()).await
+    }
+
+    /// Publishes bytes that may be lost.
+    ///
+    /// # Errors
+    /// [`BusError::Publish`].
+    pub async fn publish_bytes(&self, subject: String, payload: Bytes) -> Result<(), BusError> {
+        self.client
+            .publish(subject.clone(), payload)
+            .await
+            .map_err(|error| BusError::Publish { subject, what: error.to_string() })
+    }
+
+    /// Publishes into a stream under an id by which it is stored once. The future that comes back is the ack, so
+    /// that many can be under way.
+    ///
+    /// # Errors
+    /// [`BusError::Publish`], both of the call and of the ack.
+    pub async fn publish_stream(
+        &self,
+        subject: String,
+        message_id: &str,
+        traceparent: Option<&str>,
+        payload: Bytes,
+    ) -> Result<impl Future<Output = Result<StreamAck, BusError>> + Send + 'static, BusError> {
+        let mut message = PublishMessage::build().payload(payload).message_id(message_id);
+        if let Some(traceparent) = traceparent {
+            message = message.header("traceparent", traceparent);
+        }
+        let ack = self.jetstream.send_publish(subject.clone(), message).await;
+        let ack = ack.map_err(|error| BusError::Publish { subject: subject.clone(), what: error.to_string() })?;
+        Ok(async move {
+            let ack = ack.await.map_err(|error| BusError::Publish { subject, what: error.to_string() })?;
+            Ok(StreamAck { sequence: ack.sequence, duplicate: ack.duplicate })
+        })
+    }
+
+    /// Keeps what could not be handled for the operator, with the reason.
+    ///
+    /// # Errors
+    /// [`BusError::Publish`].
+    pub async fn dead_letter(
+        &self,
+        what: &str,
+        reason: &str,
+        original_subject: &str,
+        payload: Bytes,
+    ) -> Result<(), BusError> {
+        let subject = self.subjects.dead_letter(what);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
+        // A header is one line.
+        let reason: String = reason.chars().map(|c| if c.is_control() { ' ' } else { c }).take(1000).collect();
+        let mut headers = HeaderMap::new();
+        headers.insert("Errand-Reason", reason.as_str());
+        headers.insert("Errand-Subject", original_subject);
+        headers.insert("Errand-Time", now.to_string().as_str());
+        let failed = |what: String| BusError::Publish { subject: subject.clone(), what };
+        let ack = self.jetstream.publish_with_headers(subject.clone(), headers, payload).await;
+        ack.map_err(|error| failed(error.to_string()))?.await.map_err(|error| failed(error.to_string()))?;
+        Ok(())
+    }
+
+    /// A plain subscription; it outlives the broker's restarts.
+    ///
+    /// # Errors
+    /// [`BusError::Listen`].
+    pub async fn subscribe(
+        &self,
+        subject: String,
+    ) -> Result<impl Stream<Item = Incoming> + Send + Unpin + use<>, BusError> {
+        let subscriber = self
+            .client
+            .subscribe(subject.clone())
+            .await
+            .map_err(|error| BusError::Listen { subject, what: error.to_string() })?;
+        Ok(subscriber.map(|message| Incoming { subject: message.subject.to_string(), payload: message.payload }))
+    }
+
+    /// The event stream's message at a sequence; none where it holds none there.
+    ///
+    /// # Errors
+    /// [`BusError::Stream`].
+    pub async fn event_stream_message(&self, sequence: u64) -> Result<Option<StoredMessage>, BusError> {
+        use jetstream::stream::DirectGetErrorKind as Kind;
+        let name = StreamKind::Event.name(self.subjects.prefix());
+        let wrong = |what: String| BusError::Stream { name: name.clone(), what };
+        let stream = self.jetstream.get_stream(&name).await.map_err(|error| wrong(error.to_string()))?;
+        match stream.direct_get(sequence).await {
+            Ok(message) => {
+                let message_id = message.headers.get("Nats-Msg-Id").map(|id| id.as_str().to_owned());
+                Ok(Some(StoredMessage { message_id }))
+            }
+            Err(error) if matches!(error.kind(), Kind::NotFound | Kind::InvalidSubject) => Ok(None),
+            Err(error) => Err(wrong(error.to_string())),
+        }
+    }
+
+    /// Waits until all that was published has left.
+    ///
+    /// # Errors
+    /// [`BusError::Publish`].
+    pub async fn flush(&self) -> Result<(), BusError> {
+        let failed = |what: String| BusError::Publish { subject: "(flush)".into(), what };
+        self.client.flush().await.map_err(|error| failed(error.to_string()))
+    }
+}
+
+async fn options(config: &BusConfig, count: watch::Sender<u64>) -> Result<ConnectOptions, BusError> {
+    let options = ConnectOptions::new()
+        .name(&config.name)
+        .connection_timeout(Duration::from_secs(3))
+        .ping_interval(Duration::from_secs(10))
+        .client_capacity(16_384)
+        .subscription_capacity(65_536)
+        // A broker that is away comes back soon, or an operator is at work on it: never give up, never hammer.
+        .reconnect_delay_callback(|attempts| Duration::from_millis(100 * attempts.min(10) as u64))
+        .event_callback(move |event| {
+            let count = count.clone();
+            async move {
+                match event {
+                    Event::Connected => count.send_modify(|number| *number += 1),
+                    Event::SlowConsumer(subscription) => tracing::warn!(subscription, "a subscription is too slow"),
+                    other => tracing::info!(event = %other, "broker"),
+                }
+            }
+        });
+    match &config.credentials {
+        None => Ok(options),
+        Some(file) => options.credentials_file(file).await.map_err(|error| BusError::Credentials(file.clone(), error)),
+    }
+}
+
+/// Whether a server of this version will do. What is not a version is taken for a development build.
+fn is_new_enough(version: &str) -> bool {
+    semver::Version::parse(version).map_or(true, |found| (found.major, found.minor) >= MINIMUM_BROKER)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_old_broker_is_told_from_a_new_one() {
+        for (version, enough) in
+            [("2.11.9", false), ("1.4.1", false), ("2.12.0", true), ("2.15.1", true), ("3.0.0-beta.1", true)]
+        {
+            assert_eq!(is_new_enough(version), enough, "{version}");
+        }
+        let text = BusError::BrokerTooOld { found: "2.11.9".into() }.to_string();
+        assert!(text.contains("2.11.9") && text.contains("2.12"), "{text}");
+    }
+}

@@ -1,0 +1,130 @@
+use std::fmt::Display;
+use std::sync::Arc;
+
+use errand_core::{RunId, RunnerId, Tenant};
+
+/// Every subject of DESIGN section 4. They start with the prefix, which is configuration, so that tests and
+/// installations can share a broker.
+#[derive(Debug, Clone)]
+pub struct Subjects {
+    prefix: Arc<str>,
+}
+
+impl Subjects {
+    /// Subjects under this prefix, `errand.v1` as shipped.
+    #[must_use]
+    pub fn new(prefix: &str) -> Self {
+        Self { prefix: prefix.into() }
+    }
+
+    /// The prefix.
+    #[must_use]
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    fn under(&self, rest: impl Display) -> String {
+        format!("{}.{rest}", self.prefix)
+    }
+
+    /// Where clients publish a tenant's run requests.
+    #[must_use]
+    pub fn submit(&self, tenant: &Tenant) -> String {
+        self.under(format_args!("submit.{tenant}"))
+    }
+
+    /// All tenants' run requests.
+    #[must_use]
+    pub fn submit_all(&self) -> String {
+        self.under("submit.*")
+    }
+
+    /// The tenant of a submit subject.
+    #[must_use]
+    pub fn tenant_of_submit(&self, subject: &str) -> Option<Tenant> {
+        subject.strip_prefix(&*self.prefix)?.strip_prefix(".submit.")?.parse().ok()
+    }
+
+    /// Where an event is published.
+    #[must_use]
+    pub fn event(&self, tenant: &Tenant, object: &str, action: &str, id: &str) -> String {
+        self.under(format_args!("event.{tenant}.{object}.{action}.{id}"))
+    }
+
+    /// The events of one tenant, or of all.
+    #[must_use]
+    pub fn events_of(&self, tenant: Option<&Tenant>) -> String {
+        match tenant {
+            Some(tenant) => self.under(format_args!("event.{tenant}.>")),
+            None => self.under("event.>"),
+        }
+    }
+
+    /// A service's method.
+    #[must_use]
+    pub fn api(&self, service: &str, method: &str) -> String {
+        self.under(format_args!("api.{service}.{method}"))
+    }
+
+    /// What the session-pool is told: acquire, release, register, heartbeat, deregister, session_lost, hello.
+    #[must_use]
+    pub fn pool(&self, method: &str) -> String {
+        self.under(format_args!("pool.{method}"))
+    }
+
+    /// What the dispatcher is told of runs: grant, lost, report, expire, leases.
+    #[must_use]
+    pub fn run(&self, method: &str) -> String {
+        self.under(format_args!("run.{method}"))
+    }
+
+    /// What one runner is told: start_session, tear_down_session, assign, stop, input.
+    #[must_use]
+    pub fn runner(&self, id: RunnerId, method: &str) -> String {
+        self.under(format_args!("runner.{id}.{method}"))
+    }
+
+    /// Signs of life of one run's agent.
+    #[must_use]
+    pub fn activity(&self, run: RunId) -> String {
+        self.under(format_args!("activity.{run}"))
+    }
+
+    /// Signs of life of all agents.
+    #[must_use]
+    pub fn activity_all(&self) -> String {
+        self.under("activity.*")
+    }
+
+    /// What could not be decoded or handled.
+    #[must_use]
+    pub fn dead_letter(&self, what: &str) -> String {
+        self.under(format_args!("dlq.{what}"))
+    }
+
+    /// All dead letters.
+    #[must_use]
+    pub fn dead_letter_all(&self) -> String {
+        self.under("dlq.>")
+    }
+
+    /// Where the notifier publishes an event as JSON.
+    #[must_use]
+    pub fn notify(&self, tenant: &str, object: &str, action: &str) -> String {
+        self.under(format_args!("notify.{tenant}.{object}.{action}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_submit_subject_gives_its_tenant_back() {
+        let subjects = Subjects::new("errand.v1");
+        let tenant: Tenant = "acme".parse().unwrap();
+        assert_eq!(subjects.tenant_of_submit(&subjects.submit(&tenant)), Some(tenant));
+        assert_eq!(subjects.tenant_of_submit("errand.v1.submit._system"), None);
+        assert_eq!(subjects.tenant_of_submit("other.submit.acme"), None);
+    }
+}

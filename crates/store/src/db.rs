@@ -1,0 +1,222 @@
+use std::borrow::Cow;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use sqlx::migrate::{Migrate, MigrateError, MigrationType, Migrator};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgPool, SqlSafeStr, SqlitePool};
+
+/// Why the store could not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The address is neither `sqlite://FOLDER` nor `postgres://...`.
+    #[error("{0:?} is no store: use sqlite://FOLDER or postgres://USER@HOST/DATABASE")]
+    Address(String),
+    /// The folder of the SQLite files cannot be made.
+    #[error("cannot make the store's folder {0}: {1}")]
+    Folder(PathBuf, std::io::Error),
+    /// The server is too old.
+    #[error("Postgres 15 or later is needed, the server is {0}")]
+    TooOld(String),
+    /// A migration failed, or the store was made by a newer Errand.
+    #[error("the store cannot be brought up to date: {0}")]
+    Migration(#[from] MigrateError),
+    /// The database says no, or is away.
+    #[error("the store failed: {0}")]
+    Database(#[from] sqlx::Error),
+    /// What was read is not what was written.
+    #[error("the store holds what cannot be read: {0}")]
+    Corrupt(String),
+}
+
+impl StoreError {
+    /// Whether the same may succeed later: the database is away, busy, or broke off a conflict.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Database(error) => match error {
+                sqlx::Error::Io(_)
+                | sqlx::Error::PoolTimedOut
+                | sqlx::Error::WorkerCrashed
+                | sqlx::Error::Protocol(_) => true,
+                sqlx::Error::Database(database) => is_transient_code(database.code().as_deref()),
+                _ => false,
+            },
+            Self::Address(_) | Self::Folder(..) | Self::TooOld(_) | Self::Migration(_) | Self::Corrupt(_) => false,
+        }
+    }
+}
+
+/// SQLite: busy, locked, full, I/O. Postgres: classes 08 (connection), 40 (rollback), 53 (resources), 57 (operator),
+/// 58 (system), 25006 (read-only).
+fn is_transient_code(code: Option<&str>) -> bool {
+    let Some(code) = code else { return false };
+    if code.len() == 5 {
+        return ["08", "40", "53", "57", "58"].iter().any(|class| code.starts_with(class)) || code == "25006";
+    }
+    matches!(code.parse::<i32>().map(|code| code & 0xff), Ok(5 | 6 | 8 | 10 | 13))
+}
+
+/// One step of a service's schema, for both databases.
+#[derive(Debug, Clone, Copy)]
+pub struct Migration {
+    /// 1, 2, 3 ...; the outbox keeps 1..99 for itself, services begin with 100.
+    pub version: i64,
+    /// What it does.
+    pub name: &'static str,
+    /// The SQLite form.
+    pub sqlite: &'static str,
+    /// The Postgres form.
+    pub postgres: &'static str,
+}
+
+/// A SQLite file with one writer and several readers.
+#[derive(Debug, Clone)]
+pub struct Sqlite {
+    /// One connection: SQLite has one writer, and waiting for it here is fairer than being refused there. Begin with
+    /// `BEGIN IMMEDIATE`.
+    pub write: SqlitePool,
+    /// For everything that only reads.
+    pub read: SqlitePool,
+}
+
+/// A service's own part of the store.
+#[derive(Debug, Clone)]
+pub enum Db {
+    /// A file of the service's own: WAL, `synchronous=FULL`.
+    Sqlite(Sqlite),
+    /// A schema of the service's own, `errand_<service>`; durability as the server has it.
+    Postgres(PgPool),
+}
+
+impl Db {
+    /// Opens the service's part of the store and brings its schema up to date. `sqlite://FOLDER` means the file
+    /// `FOLDER/<service>.db`; `postgres://...` the schema `errand_<service>`.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn open(url: &str, service: &'static str, migrations: &[Migration]) -> Result<Self, StoreError> {
+        if let Some(folder) = url.strip_prefix("sqlite://") {
+            let folder = folder.split('?').next().unwrap_or(folder);
+            return Self::open_sqlite(Path::new(folder), service, migrations).await;
+        }
+        if url.starts_with("postgres://") || url.starts_with("postgresql://") {
+            return Self::open_postgres(url, service, migrations).await;
+        }
+        // A wrong address may hold a password.
+        Err(StoreError::Address(url.split("://").next().unwrap_or_default().to_owned()))
+    }
+
+    async fn open_sqlite(folder: &Path, service: &str, migrations: &[Migration]) -> Result<Self, StoreError> {
+        std::fs::create_dir_all(folder).map_err(|error| StoreError::Folder(folder.to_owned(), error))?;
+        let options = SqliteConnectOptions::new()
+            .filename(folder.join(format!("{service}.db")))
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .busy_timeout(Duration::from_secs(10))
+            .pragma("cache_size", "-32768")
+            .pragma("mmap_size", "268435456")
+            .pragma("journal_size_limit", "67108864")
+            .pragma("wal_autocheckpoint", "4000")
+            .optimize_on_close(true, 400);
+        let write = SqlitePoolOptions::new()
+            .min_connections(1)
+            .max_connections(1)
+            .idle_timeout(None)
+            .max_lifetime(None)
+            .test_before_acquire(false)
+            .connect_with(options.clone())
+            .await?;
+        migrator(migrations, |migration| migration.sqlite).run(&write).await?;
+        let read = SqlitePoolOptions::new()
+            .max_connections(4)
+            .test_before_acquire(false)
+            .connect_with(options.read_only(true).create_if_missing(false))
+            .await?;
+        Ok(Self::Sqlite(Sqlite { write, read }))
+    }
+
+    async fn open_postgres(url: &str, service: &str, migrations: &[Migration]) -> Result<Self, StoreError> {
+        let schema = format!("errand_{}", service.replace('-', "_"));
+        let options = PgConnectOptions::from_str(url)?
+            .application_name(&format!("errand-{service}"))
+            .options([("search_path", schema.as_str())]);
+        let pool = PgPoolOptions::new()
+            .max_connections(8)
+            .acquire_timeout(Duration::from_secs(10))
+            .test_before_acquire(false)
+            .connect_with(options)
+            .await?;
+        let version: (String,) = sqlx::query_as("SHOW server_version_num").fetch_one(&pool).await?;
+        if version.0.parse::<i32>().is_ok_and(|number| number < 150_000) {
+            return Err(StoreError::TooOld(version.0));
+        }
+        let mut connection = pool.acquire().await?;
+        create_schema(&mut connection, &schema).await?;
+        migrator(migrations, |migration| migration.postgres).run(&mut *connection).await?;
+        drop(connection);
+        Ok(Self::Postgres(pool))
+    }
+
+    /// Whether the store answers.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`].
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        match self {
+            Self::Sqlite(sqlite) => sqlx::query("SELECT 1").execute(&sqlite.read).await.map(drop)?,
+            Self::Postgres(pool) => sqlx::query("SELECT 1").execute(pool).await.map(drop)?,
+        }
+        Ok(())
+    }
+
+    /// `sqlite` or `postgres`.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Sqlite(_) => "sqlite",
+            Self::Postgres(_) => "postgres",
+        }
+    }
+
+    /// Waits for what is under way, and closes.
+    pub async fn close(&self) {
+        match self {
+            Self::Sqlite(sqlite) => {
+                sqlite.read.close().await;
+                sqlite.write.close().await;
+            }
+            Self::Postgres(pool) => pool.close().await,
+        }
+    }
+}
+
+/// Two services that start at once may both create their schemas: `IF NOT EXISTS` is not safe against that, the
+/// lock of the migrations is.
+async fn create_schema(connection: &mut sqlx::PgConnection, schema: &str) -> Result<(), StoreError> {
+    connection.lock().await?;
+    let created = connection
+        .transaction(|tx| {
+            let sql = format!("CREATE SCHEMA IF NOT EXISTS {schema}");
+            Box::pin(async move { tx.execute(AssertSqlSafe(sql)).await.map(drop) })
+        })
+        .await;
+    connection.unlock().await?;
+    Ok(created?)
+}
+
+fn migrator(migrations: &[Migration], form: impl Fn(&Migration) -> &'static str) -> Migrator {
+    let steps = crate::outbox::MIGRATIONS.iter().chain(migrations).map(|migration| {
+        sqlx::migrate::Migration::new(
+            migration.version,
+            Cow::Borrowed(migration.name),
+            MigrationType::Simple,
+            form(migration).into_sql_str(),
+            false,
+        )
+    });
+    Migrator { migrations: steps.collect(), ..Migrator::DEFAULT }
+}

@@ -1,0 +1,407 @@
+//! Brings committed events into the event stream: in order per object, again until the stream has them, and once
+//! more where a broker came back without them.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use errand_bus::Bus;
+use sqlx::Row;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+use crate::db::{Db, StoreError};
+use crate::outbox::{Order, Staged, Stored, WRITER_SHIFT, decode_rows, first_position, now_ms};
+
+/// Events that go to the broker at once.
+const WAVE: usize = 1024;
+/// How often a writer shows that it lives, and how far it is.
+const BEAT: Duration = Duration::from_millis(500);
+/// A writer that has not shown up for so long is gone; the others publish what it left.
+const GONE_MS: i64 = 5_000;
+/// Checkpoints kept per writer.
+const CHECKPOINTS: i64 = 64;
+/// What a page of events read again holds.
+const PAGE: i64 = 512;
+
+/// The task that publishes; run it until shutdown.
+#[derive(Debug)]
+pub struct Publisher {
+    db: Db,
+    bus: Bus,
+    writer: i64,
+    orders: mpsc::Receiver<Order>,
+    behind: Arc<AtomicBool>,
+    /// The last of our events that the stream has, with all before it.
+    published: i64,
+    /// By writer: the greatest place in the stream that an event of its got, and the event's id.
+    acked: HashMap<i64, (u64, String)>,
+    flushed: i64,
+}
+
+impl Publisher {
+    pub(crate) fn new(db: Db, bus: Bus, writer: i64, orders: mpsc::Receiver<Order>, behind: Arc<AtomicBool>) -> Self {
+        let published = first_position(writer) - 1;
+        Self { db, bus, writer, orders, behind, published, acked: HashMap::new(), flushed: published }
+    }
+
+    /// Publishes until shutdown, and then what still waits, as long as the broker takes it.
+    ///
+    /// # Errors
+    /// None at present: what fails is tried again.
+    pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), StoreError> {
+        let mut connections = self.bus.connections();
+        connections.mark_unchanged();
+        self.recover().await;
+        let mut beat = tokio::time::interval(BEAT);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            enum Next {
+                Orders(Vec<Order>),
+                Beat,
+                Reconnected,
+                Stop,
+            }
+            let mut orders = Vec::new();
+            let next = tokio::select! {
+                biased;
+                count = self.orders.recv_many(&mut orders, WAVE) => {
+                    if count == 0 { Next::Stop } else { Next::Orders(orders) }
+                }
+                _ = beat.tick() => Next::Beat,
+                changed = connections.changed() => if changed.is_ok() { Next::Reconnected } else { Next::Stop },
+                () = shutdown.cancelled() => Next::Stop,
+            };
+            match next {
+                Next::Orders(orders) => self.publish_orders(orders).await,
+                Next::Beat => self.beat().await,
+                Next::Reconnected => self.recover().await,
+                Next::Stop => break,
+            }
+        }
+        let mut rest = Vec::new();
+        while let Ok(order) = self.orders.try_recv() {
+            rest.push(order);
+        }
+        let _in_time = tokio::time::timeout(Duration::from_secs(5), self.publish_orders(rest)).await;
+        self.flush().await;
+        Ok(())
+    }
+
+    async fn publish_orders(&mut self, orders: Vec<Order>) {
+        let mut batch = Staged::default();
+        for order in orders {
+            match order {
+                Order::Publish(staged) => batch.rows.extend(staged.rows),
+                Order::Look(staged) => batch.rows.extend(self.committed_of(staged).await.rows),
+            }
+        }
+        self.publish(batch).await;
+    }
+
+    /// What of these is in the store. Asks until the store answers: to guess either way would break a promise.
+    async fn committed_of(&self, staged: Staged) -> Staged {
+        let (Some(first), Some(last)) = (staged.rows.first(), staged.rows.last()) else { return staged };
+        loop {
+            match self.read(first.position - 1, last.position).await {
+                Ok(found) => return found,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot tell whether events were committed; asking again");
+                    tokio::time::sleep(Duration::from_millis(500)).await;
+                }
+            }
+        }
+    }
+
+    /// Publishes all of these, however long it takes.
+    async fn publish(&mut self, batch: Staged) {
+        let newest = batch.rows.iter().map(|row| row.position).filter(|at| at >> WRITER_SHIFT == self.writer).max();
+        for wave in batch.waves() {
+            for part in wave.chunks(WAVE) {
+                self.publish_wave(part).await;
+            }
+        }
+        self.published = self.published.max(newest.unwrap_or(0));
+    }
+
+    async fn publish_wave(&mut self, wave: &[Stored]) {
+        let mut waiting: Vec<&Stored> = wave.iter().collect();
+        let mut pause = Duration::from_millis(20);
+        loop {
+            waiting = self.try_publish(&waiting).await;
+            if waiting.is_empty() {
+                return;
+            }
+            tracing::warn!(events = waiting.len(), "the event stream does not take events; trying again");
+            if let Err(error) = self.bus.ensure_streams().await {
+                tracing::warn!(%error, "the streams are not there");
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_secs(2));
+        }
+    }
+
+    /// Publishes once; gives back those without an ack.
+    async fn try_publish<'a>(&mut self, wave: &[&'a Stored]) -> Vec<&'a Stored> {
+        let mut sent = Vec::with_capacity(wave.len());
+        let mut failed = Vec::new();
+        for row in wave {
+            let route = &row.route;
+            let (object, action) = route.r#type.split_once('.').unwrap_or((&route.r#type, "unknown"));
+            let subject = self.bus.subjects().event(&route.tenant, object, action, &route.object_id);
+            let id = row.id.to_string();
+            match self.bus.publish_stream(subject, &id, route.traceparent.as_deref(), row.payload.clone()).await {
+                Ok(ack) => sent.push((*row, id, ack)),
+                Err(_) => failed.push(*row),
+            }
+        }
+        for (row, id, ack) in sent {
+            match ack.await {
+                Ok(ack) => {
+                    let newest = self.acked.entry(row.position >> WRITER_SHIFT).or_default();
+                    if ack.sequence > newest.0 {
+                        *newest = (ack.sequence, id);
+                    }
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "an event was not acknowledged");
+                    failed.push(row);
+                }
+            }
+        }
+        failed
+    }
+
+    /// Shows that this writer lives and how far it is; reads again what memory did not hold; publishes what writers
+    /// that are gone have left.
+    async fn beat(&mut self) {
+        if self.behind.swap(false, Ordering::AcqRel) {
+            self.publish_from(self.published, None).await;
+        }
+        self.flush().await;
+        if let Err(error) = self.adopt(now_ms() - GONE_MS).await {
+            tracing::warn!(%error, "cannot look for events that others have left");
+        }
+    }
+
+    /// Publishes everything of one writer behind a position, by pages.
+    async fn publish_from(&mut self, mut position: i64, until: Option<i64>) {
+        let writer = position >> WRITER_SHIFT;
+        let end = until.unwrap_or(first_position(writer + 1) - 1);
+        loop {
+            let page = match self.read(position, end).await {
+                Ok(page) => page,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot read events to publish; trying again");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    continue;
+                }
+            };
+            let Some(last) = page.rows.last().map(|row| row.position) else { return };
+            self.publish(page).await;
+            position = last;
+        }
+    }
+
+    async fn read(&self, after: i64, until: i64) -> Result<Staged, StoreError> {
+        let sql =
+            "SELECT position, payload FROM event WHERE position > $1 AND position <= $2 ORDER BY position LIMIT $3";
+        let rows = match &self.db {
+            // Through the writer: a reader's snapshot may be from before the commit.
+            Db::Sqlite(sqlite) => {
+                let query = sqlx::query_as(sql).bind(after).bind(until).bind(PAGE);
+                query.fetch_all(&sqlite.write).await?
+            }
+            Db::Postgres(pool) => sqlx::query_as(sql).bind(after).bind(until).bind(PAGE).fetch_all(pool).await?,
+        };
+        decode_rows(rows)
+    }
+
+    /// Writes down how far this writer is, and a checkpoint by which a gap in the stream is found.
+    async fn flush(&mut self) {
+        match self.try_flush().await {
+            Ok(()) => self.flushed = self.published,
+            Err(error) => tracing::warn!(%error, "cannot write down how far events are published"),
+        }
+    }
+
+    async fn try_flush(&self) -> Result<(), StoreError> {
+        let mark = "UPDATE outbox_writer SET mark = $1, seen_at = $2 WHERE writer = $3";
+        match &self.db {
+            Db::Sqlite(sqlite) => {
+                let query = sqlx::query(mark).bind(self.published).bind(now_ms()).bind(self.writer);
+                query.execute(&sqlite.write).await.map(drop)?;
+            }
+            Db::Postgres(pool) => {
+                let query = sqlx::query(mark).bind(self.published).bind(now_ms()).bind(self.writer);
+                query.execute(pool).await.map(drop)?;
+            }
+        }
+        if self.published != self.flushed {
+            self.checkpoint(self.writer, self.published).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes down where in the stream a writer's events are up to a position.
+    async fn checkpoint(&self, writer: i64, position: i64) -> Result<(), StoreError> {
+        let insert = "INSERT INTO outbox_checkpoint (writer, position, stream_sequence, message_id)
+                      VALUES ($1, $2, $3, $4) ON CONFLICT (writer, position)
+                      DO UPDATE SET stream_sequence = excluded.stream_sequence, message_id = excluded.message_id";
+        let prune = "DELETE FROM outbox_checkpoint WHERE writer = $1 AND position < (
+                       SELECT MIN(position) FROM (SELECT position FROM outbox_checkpoint WHERE writer = $1
+                                                  ORDER BY position DESC LIMIT $2) AS kept)";
+        let Some((sequence, id)) = self.acked.get(&writer) else { return Ok(()) };
+        let sequence = i64::try_from(*sequence).unwrap_or(i64::MAX);
+        macro_rules! write_down {
+            ($connection:expr) => {{
+                let query = sqlx::query(insert).bind(writer).bind(position).bind(sequence).bind(id);
+                query.execute($connection).await?;
+                sqlx::query(prune).bind(writer).bind(CHECKPOINTS).execute($connection).await?;
+            }};
+        }
+        match &self.db {
+            Db::Sqlite(sqlite) => write_down!(&sqlite.write),
+            Db::Postgres(pool) => write_down!(pool),
+        }
+        Ok(())
+    }
+
+    /// Publishes what lies behind the marks of writers not seen since `before`. Two may do so at once: the ids are
+    /// the same.
+    async fn adopt(&mut self, before: i64) -> Result<(), StoreError> {
+        let sql = "SELECT w.writer, w.mark, (SELECT MAX(e.position) FROM event e
+                       WHERE e.position > w.mark AND e.position < (w.writer + 1) << 40)
+                   FROM outbox_writer w WHERE w.writer <> $1 AND w.seen_at < $2";
+        let left: Vec<(i64, i64, Option<i64>)> = match &self.db {
+            Db::Sqlite(sqlite) => sqlx::query_as(sql).bind(self.writer).bind(before).fetch_all(&sqlite.write).await?,
+            Db::Postgres(pool) => sqlx::query_as(sql).bind(self.writer).bind(before).fetch_all(pool).await?,
+        };
+        for (writer, mark, newest) in left {
+            let Some(newest) = newest else { continue };
+            tracing::info!(writer, "publishing the events that a writer has left");
+            self.publish_from(mark.max(first_position(writer) - 1), Some(newest)).await;
+            let advance = "UPDATE outbox_writer SET mark = $1 WHERE writer = $2 AND mark < $1 AND seen_at < $3";
+            match &self.db {
+                Db::Sqlite(sqlite) => {
+                    sqlx::query(advance)
+                        .bind(newest)
+                        .bind(writer)
+                        .bind(before)
+                        .execute(&sqlite.write)
+                        .await
+                        .map(drop)?;
+                }
+                Db::Postgres(pool) => {
+                    sqlx::query(advance).bind(newest).bind(writer).bind(before).execute(pool).await.map(drop)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// At start and after each reconnect: what the stream should hold and does not, and what others have left, is
+    /// published again under the same ids.
+    async fn recover(&mut self) {
+        let begun = Instant::now();
+        loop {
+            match self.try_recover().await {
+                Ok(()) => break,
+                Err(error) => {
+                    tracing::warn!(error = format!("{error:#}"), "cannot compare the event stream with the store yet");
+                    tokio::time::sleep(Duration::from_millis(300)).await;
+                }
+            }
+        }
+        tracing::debug!(millis = begun.elapsed().as_millis(), "the event stream is compared with the store");
+    }
+
+    async fn try_recover(&mut self) -> Result<(), RecoverError> {
+        self.bus.ensure_streams().await?;
+        // In the order of writers, which is the order of their starts: an object's events keep theirs.
+        for (writer, mark) in self.writers().await? {
+            let own = writer == self.writer;
+            let mark = if own { self.published } else { mark };
+            if mark < first_position(writer) {
+                continue;
+            }
+            if let Some(from) = self.lost_from(writer, mark).await? {
+                tracing::warn!(writer, from, mark, "the event stream has a gap; publishing again from the store");
+                // The stream counts anew: what it said before means nothing.
+                self.acked.remove(&writer);
+                self.publish_from(from, Some(mark)).await;
+                self.checkpoint(writer, mark).await?;
+            }
+        }
+        self.adopt(i64::MAX).await?;
+        Ok(())
+    }
+
+    async fn writers(&self) -> Result<Vec<(i64, i64)>, StoreError> {
+        let sql = "SELECT writer, mark FROM outbox_writer ORDER BY writer";
+        Ok(match &self.db {
+            Db::Sqlite(sqlite) => sqlx::query_as(sql).fetch_all(&sqlite.write).await?,
+            Db::Postgres(pool) => sqlx::query_as(sql).fetch_all(pool).await?,
+        })
+    }
+
+    /// The position behind which the stream lacks events of this writer; none where it has all up to its mark.
+    async fn lost_from(&self, writer: i64, mark: i64) -> Result<Option<i64>, RecoverError> {
+        let stream = self.bus.event_stream_state().await?;
+        let mut newest = true;
+        if let (true, Some((sequence, id))) = (writer == self.writer, self.acked.get(&writer)) {
+            if self.stream_has(*sequence, id).await? {
+                return Ok(None);
+            }
+            newest = false;
+        }
+        for (position, sequence, id) in self.checkpoints(writer).await? {
+            let sequence = u64::try_from(sequence).unwrap_or(0);
+            // What is older than the stream's first message has had its 30 days.
+            let expired = sequence < stream.first_sequence && sequence <= stream.last_sequence;
+            if expired || self.stream_has(sequence, &id).await? {
+                let complete = newest && position >= mark;
+                return Ok((!complete).then_some(position));
+            }
+            newest = false;
+        }
+        Ok(Some(first_position(writer) - 1))
+    }
+
+    async fn checkpoints(&self, writer: i64) -> Result<Vec<(i64, i64, String)>, StoreError> {
+        let sql = "SELECT position, stream_sequence, message_id FROM outbox_checkpoint
+                   WHERE writer = $1 ORDER BY position DESC";
+        let rows = match &self.db {
+            Db::Sqlite(sqlite) => sqlx::query(sql)
+                .bind(writer)
+                .fetch_all(&sqlite.write)
+                .await?
+                .iter()
+                .map(|row| Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?)))
+                .collect::<Result<_, sqlx::Error>>()?,
+            Db::Postgres(pool) => sqlx::query_as(sql).bind(writer).fetch_all(pool).await?,
+        };
+        Ok(rows)
+    }
+
+    async fn stream_has(&self, sequence: u64, id: &str) -> Result<bool, RecoverError> {
+        let found = self.bus.event_stream_message(sequence).await?;
+        Ok(found.is_some_and(|message| message.message_id.as_deref() == Some(id)))
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum RecoverError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Bus(#[from] errand_bus::BusError),
+}
+
+impl From<sqlx::Error> for RecoverError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Store(error.into())
+    }
+}
