@@ -1,0 +1,330 @@
+use std::collections::HashSet;
+
+use bytes::Bytes;
+use errand_core::run::Run;
+use errand_core::{RunId, Timestamp};
+use errand_store::rows::MultiRow;
+use errand_store::{Db, Staged, StoreError};
+use sqlx::{PgConnection, SqliteConnection};
+use uuid::Uuid;
+
+use super::Store;
+
+/// What one transaction writes.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// Runs that are new.
+    pub new: Vec<Run>,
+    /// Runs that changed, each with the version that it had in the store.
+    pub changed: Vec<(Run, u64)>,
+    /// Their events.
+    pub events: Staged,
+}
+
+/// A run that is not final, as sweeps and the timeout-watcher need it.
+pub type OpenRun = Run;
+
+type RunRow = (Vec<u8>, i64, String, Option<Vec<u8>>, Option<Vec<u8>>);
+
+static INSERT_RUN: MultiRow = MultiRow::new(
+    "INSERT INTO run (id, tenant, version, status, task_id, updated_at, last_activity, document, output) VALUES",
+    "(?,?,?,?,?,?,?,?,?)",
+    "ON CONFLICT (id) DO NOTHING RETURNING id",
+);
+static INSERT_INPUT: MultiRow =
+    MultiRow::new("INSERT INTO run_input (run_id, input) VALUES", "(?,?)", "ON CONFLICT DO NOTHING");
+static UPDATE_RUN: MultiRow = MultiRow::new(
+    "UPDATE run SET version = v.column3, status = v.column4, updated_at = v.column5,
+         last_activity = MAX(run.last_activity, v.column6), document = v.column7, output = v.column8
+     FROM (VALUES",
+    "(?,?,?,?,?,?,?,?)",
+    ") AS v WHERE run.id = v.column1 AND run.version = v.column2 RETURNING run.id",
+);
+static TOUCH: MultiRow = MultiRow::new(
+    "UPDATE run SET last_activity = MAX(last_activity, v.column2) FROM (VALUES",
+    "(?,?)",
+    ") AS v WHERE run.id = v.column1",
+);
+static SELECT: MultiRow = MultiRow::new(
+    "SELECT r.id, r.last_activity, r.document, r.output, i.input FROM run r
+     LEFT JOIN run_input i ON i.run_id = r.id WHERE r.id IN (",
+    "?",
+    ")",
+);
+
+fn key(id: RunId) -> Vec<u8> {
+    id.uuid().as_bytes().to_vec()
+}
+
+fn version(seq: u64) -> i64 {
+    i64::try_from(seq).unwrap_or(i64::MAX)
+}
+
+fn document(run: &Run) -> Result<String, StoreError> {
+    serde_json::to_string(run).map_err(|error| StoreError::Corrupt(format!("run {}: {error}", run.id)))
+}
+
+fn run_of(row: RunRow) -> Result<Run, StoreError> {
+    let (_, last_activity, document, output, input) = row;
+    let mut run: Run =
+        serde_json::from_str(&document).map_err(|error| StoreError::Corrupt(format!("a run: {error}")))?;
+    run.last_activity = run.last_activity.max(Timestamp(last_activity));
+    run.output = output.map(Bytes::from);
+    run.input = input.map(Bytes::from).unwrap_or_default();
+    Ok(run)
+}
+
+fn ids_of(rows: Vec<(Vec<u8>,)>) -> impl Iterator<Item = RunId> {
+    rows.into_iter().filter_map(|(id,)| Uuid::from_slice(&id).ok().map(RunId::from_uuid))
+}
+
+impl Store {
+    /// Commits a batch in one transaction. Gives the runs whose change met a conflict: nothing of theirs is written,
+    /// their events are taken out of `batch.events`.
+    ///
+    /// # Errors
+    /// [`StoreError`]; then it is unknown whether the batch was committed.
+    pub async fn commit(&self, batch: &mut Batch) -> Result<HashSet<RunId>, StoreError> {
+        let mut conflicts: HashSet<RunId> = batch.new.iter().map(|run| run.id).collect();
+        conflicts.extend(batch.changed.iter().map(|(run, _)| run.id));
+        match &self.db {
+            Db::Sqlite(sqlite) => {
+                let mut tx = sqlite.write.begin_with("BEGIN IMMEDIATE").await?;
+                insert_sqlite(&mut tx, &batch.new, &mut conflicts).await?;
+                update_sqlite(&mut tx, &batch.changed, &mut conflicts).await?;
+                keep_committed(batch, &conflicts);
+                batch.events.insert_sqlite(&mut tx).await?;
+                tx.commit().await?;
+            }
+            Db::Postgres(pool) => {
+                let mut tx = pool.begin().await?;
+                insert_postgres(&mut tx, &batch.new, &mut conflicts).await?;
+                update_postgres(&mut tx, &batch.changed, &mut conflicts).await?;
+                keep_committed(batch, &conflicts);
+                batch.events.insert_postgres(&mut tx).await?;
+                tx.commit().await?;
+            }
+        }
+        Ok(conflicts)
+    }
+
+    /// The runs of these ids that there are.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn runs(&self, ids: &[RunId]) -> Result<Vec<Run>, StoreError> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut rows: Vec<RunRow> = Vec::with_capacity(ids.len());
+        match &self.db {
+            Db::Sqlite(sqlite) => {
+                for (statement, chunk) in SELECT.chunks(ids) {
+                    let query = chunk.iter().fold(sqlx::query_as(statement), |query, id| query.bind(key(*id)));
+                    rows.extend(query.fetch_all(&sqlite.read).await?);
+                }
+            }
+            Db::Postgres(pool) => {
+                let keys: Vec<Vec<u8>> = ids.iter().map(|id| key(*id)).collect();
+                let sql = "SELECT r.id, r.last_activity, r.document, r.output, i.input FROM run r
+                           LEFT JOIN run_input i ON i.run_id = r.id WHERE r.id = ANY($1)";
+                rows = sqlx::query_as(sql).bind(keys).fetch_all(pool).await?;
+            }
+        }
+        rows.into_iter().map(run_of).collect()
+    }
+
+    /// A page of the runs that are not final, by id.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn open_runs(&self, after: Option<RunId>, limit: u32) -> Result<Vec<OpenRun>, StoreError> {
+        let sql = "SELECT r.id, r.last_activity, r.document, NULL, NULL FROM run r
+                   WHERE r.status IN ('queued', 'running', 'interaction_required', 'review_required', 'canceling')
+                   AND r.id > $1 ORDER BY r.id LIMIT $2";
+        let after = after.map(key).unwrap_or_default();
+        let rows: Vec<RunRow> = match &self.db {
+            Db::Sqlite(sqlite) => {
+                sqlx::query_as(sql).bind(after).bind(i64::from(limit)).fetch_all(&sqlite.read).await?
+            }
+            Db::Postgres(pool) => {
+                let sql = sql.replace("NULL, NULL", "NULL::bytea, NULL::bytea");
+                let query = sqlx::query_as(sqlx::AssertSqlSafe(sql));
+                query.bind(after).bind(i64::from(limit)).fetch_all(pool).await?
+            }
+        };
+        rows.into_iter().map(run_of).collect()
+    }
+
+    /// Writes down the newest activity of runs.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn touch(&self, seen: &[(RunId, Timestamp)]) -> Result<(), StoreError> {
+        match &self.db {
+            Db::Sqlite(sqlite) => {
+                for (statement, chunk) in TOUCH.chunks(seen) {
+                    let query =
+                        chunk.iter().fold(sqlx::query(statement), |query, (id, at)| query.bind(key(*id)).bind(at.0));
+                    query.execute(&sqlite.write).await?;
+                }
+            }
+            Db::Postgres(pool) => {
+                sqlx::query(
+                    "UPDATE run SET last_activity = GREATEST(last_activity, v.at)
+                     FROM unnest($1::bytea[], $2::bigint[]) AS v (id, at) WHERE run.id = v.id",
+                )
+                .bind(seen.iter().map(|(id, _)| key(*id)).collect::<Vec<_>>())
+                .bind(seen.iter().map(|(_, at)| at.0).collect::<Vec<_>>())
+                .execute(pool)
+                .await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn keep_committed(batch: &mut Batch, conflicts: &HashSet<RunId>) {
+    if !conflicts.is_empty() {
+        batch.events.retain_objects(|object| !conflicts.contains(&RunId::from_uuid(Uuid::from_bytes(*object))));
+    }
+}
+
+async fn insert_sqlite(
+    connection: &mut SqliteConnection,
+    runs: &[Run],
+    conflicts: &mut HashSet<RunId>,
+) -> Result<(), StoreError> {
+    for (statement, chunk) in INSERT_RUN.chunks(runs) {
+        let mut query = sqlx::query_as(statement);
+        for run in chunk {
+            query = query
+                .bind(key(run.id))
+                .bind(run.tenant.as_str())
+                .bind(version(run.seq))
+                .bind(run.status().as_str())
+                .bind(run.spec.task_id.uuid().as_bytes().to_vec())
+                .bind(run.updated_at.0)
+                .bind(run.last_activity.0)
+                .bind(document(run)?)
+                .bind(run.output.as_deref());
+        }
+        for id in ids_of(query.fetch_all(&mut *connection).await?) {
+            conflicts.remove(&id);
+        }
+    }
+    let with_input: Vec<&Run> =
+        runs.iter().filter(|run| !run.input.is_empty() && !conflicts.contains(&run.id)).collect();
+    for (statement, chunk) in INSERT_INPUT.chunks(&with_input) {
+        let query =
+            chunk.iter().fold(sqlx::query(statement), |query, run| query.bind(key(run.id)).bind(run.input.as_ref()));
+        query.execute(&mut *connection).await?;
+    }
+    Ok(())
+}
+
+async fn update_sqlite(
+    connection: &mut SqliteConnection,
+    runs: &[(Run, u64)],
+    conflicts: &mut HashSet<RunId>,
+) -> Result<(), StoreError> {
+    for (statement, chunk) in UPDATE_RUN.chunks(runs) {
+        let mut query = sqlx::query_as(statement);
+        for (run, expected) in chunk {
+            query = query
+                .bind(key(run.id))
+                .bind(version(*expected))
+                .bind(version(run.seq))
+                .bind(run.status().as_str())
+                .bind(run.updated_at.0)
+                .bind(run.last_activity.0)
+                .bind(document(run)?)
+                .bind(run.output.as_deref());
+        }
+        for id in ids_of(query.fetch_all(&mut *connection).await?) {
+            conflicts.remove(&id);
+        }
+    }
+    Ok(())
+}
+
+async fn insert_postgres(
+    connection: &mut PgConnection,
+    runs: &[Run],
+    conflicts: &mut HashSet<RunId>,
+) -> Result<(), StoreError> {
+    if runs.is_empty() {
+        return Ok(());
+    }
+    let documents = runs.iter().map(document).collect::<Result<Vec<_>, _>>()?;
+    let inserted = sqlx::query_as(
+        "INSERT INTO run (id, tenant, version, status, task_id, updated_at, last_activity, document, output)
+         SELECT * FROM unnest($1::bytea[], $2::text[], $3::bigint[], $4::text[], $5::bytea[], $6::bigint[],
+                              $7::bigint[], $8::text[], $9::bytea[])
+         ON CONFLICT (id) DO NOTHING RETURNING id",
+    )
+    .bind(runs.iter().map(|run| key(run.id)).collect::<Vec<_>>())
+    .bind(runs.iter().map(|run| run.tenant.as_str()).collect::<Vec<_>>())
+    .bind(runs.iter().map(|run| version(run.seq)).collect::<Vec<_>>())
+    .bind(runs.iter().map(|run| run.status().as_str()).collect::<Vec<_>>())
+    .bind(runs.iter().map(|run| run.spec.task_id.uuid().as_bytes().to_vec()).collect::<Vec<_>>())
+    .bind(runs.iter().map(|run| run.updated_at.0).collect::<Vec<_>>())
+    .bind(runs.iter().map(|run| run.last_activity.0).collect::<Vec<_>>())
+    .bind(documents)
+    .bind(runs.iter().map(|run| run.output.as_deref()).collect::<Vec<_>>())
+    .fetch_all(&mut *connection)
+    .await?;
+    for id in ids_of(inserted) {
+        conflicts.remove(&id);
+    }
+    let with_input: Vec<&Run> =
+        runs.iter().filter(|run| !run.input.is_empty() && !conflicts.contains(&run.id)).collect();
+    sqlx::query(
+        "INSERT INTO run_input (run_id, input) SELECT * FROM unnest($1::bytea[], $2::bytea[]) ON CONFLICT DO NOTHING",
+    )
+    .bind(with_input.iter().map(|run| key(run.id)).collect::<Vec<_>>())
+    .bind(with_input.iter().map(|run| run.input.as_ref()).collect::<Vec<_>>())
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+async fn update_postgres(
+    connection: &mut PgConnection,
+    runs: &[(Run, u64)],
+    conflicts: &mut HashSet<RunId>,
+) -> Result<(), StoreError> {
+    if runs.is_empty() {
+        return Ok(());
+    }
+    // One order of rows for everybody: two dispatchers' batches cannot wait for each other.
+    let mut runs: Vec<&(Run, u64)> = runs.iter().collect();
+    runs.sort_by_key(|(run, _)| run.id);
+    let locked = runs.iter().map(|(run, _)| key(run.id)).collect::<Vec<_>>();
+    sqlx::query("SELECT 1 FROM run WHERE id = ANY($1) ORDER BY id FOR UPDATE")
+        .bind(locked)
+        .execute(&mut *connection)
+        .await?;
+    let documents = runs.iter().map(|(run, _)| document(run)).collect::<Result<Vec<_>, _>>()?;
+    let updated = sqlx::query_as(
+        "UPDATE run SET version = v.version, status = v.status, updated_at = v.updated_at,
+             last_activity = GREATEST(run.last_activity, v.last_activity), document = v.document, output = v.output
+         FROM unnest($1::bytea[], $2::bigint[], $3::bigint[], $4::text[], $5::bigint[], $6::bigint[], $7::text[],
+                     $8::bytea[]) AS v (id, expected, version, status, updated_at, last_activity, document, output)
+         WHERE run.id = v.id AND run.version = v.expected RETURNING run.id",
+    )
+    .bind(runs.iter().map(|(run, _)| key(run.id)).collect::<Vec<_>>())
+    .bind(runs.iter().map(|(_, expected)| version(*expected)).collect::<Vec<_>>())
+    .bind(runs.iter().map(|(run, _)| version(run.seq)).collect::<Vec<_>>())
+    .bind(runs.iter().map(|(run, _)| run.status().as_str()).collect::<Vec<_>>())
+    .bind(runs.iter().map(|(run, _)| run.updated_at.0).collect::<Vec<_>>())
+    .bind(runs.iter().map(|(run, _)| run.last_activity.0).collect::<Vec<_>>())
+    .bind(documents)
+    .bind(runs.iter().map(|(run, _)| run.output.as_deref()).collect::<Vec<_>>())
+    .fetch_all(connection)
+    .await?;
+    for id in ids_of(updated) {
+        conflicts.remove(&id);
+    }
+    Ok(())
+}
