@@ -1,0 +1,266 @@
+//! What a change asks of others, sent at the moment of its commit: one request per receiver and batch. What gets no
+//! answer is sent again by the sweep.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use errand_bus::{Bus, RequestError};
+use errand_core::run::{Command, Effect, Lease, LostReason, Run, StopReason};
+use errand_core::{RunId, RunnerId, limits};
+use errand_proto::v1;
+use tokio::sync::OnceCell;
+use tokio_util::task::TaskTracker;
+
+use crate::catalog::Catalog;
+use crate::engine::Handle;
+
+/// How long one receiver may take.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// Sends effects. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Effects(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    bus: Bus,
+    catalog: Arc<Catalog>,
+    engine: OnceCell<Handle>,
+    tracker: TaskTracker,
+    seen: Mutex<Seen>,
+}
+
+/// Consequences that were seen, so that the sweep need not repeat their causes.
+#[derive(Debug, Default)]
+struct Seen {
+    epoch: String,
+    /// Runs that the pool of this epoch knows to wait.
+    waiting: HashSet<RunId>,
+    /// Lease tokens whose runner has taken the run.
+    assigned: HashSet<u64>,
+}
+
+/// One batch's effects by receiver.
+#[derive(Default)]
+struct Grouped {
+    wants: Vec<v1::Want>,
+    releases: Vec<v1::Release>,
+    assign: HashMap<RunnerId, Vec<(Run, Lease)>>,
+    stop: Vec<(RunId, Lease)>,
+}
+
+impl Effects {
+    /// Over this bus.
+    #[must_use]
+    pub fn new(bus: Bus, catalog: Arc<Catalog>) -> Self {
+        let (engine, tracker, seen) = (OnceCell::new(), TaskTracker::new(), Mutex::default());
+        Self(Arc::new(Inner { bus, catalog, engine, tracker, seen }))
+    }
+
+    /// Where refusals go. Set once, before anything is sent.
+    pub fn attach(&self, engine: Handle) {
+        if self.0.engine.set(engine).is_err() {
+            tracing::error!("the engine was attached twice");
+        }
+    }
+
+    /// Sends effects of committed changes; returns at once.
+    pub fn send(&self, effects: impl Iterator<Item = (RunId, Run, Vec<Effect>)>) {
+        let mut grouped = Grouped::default();
+        for (_, run, effects) in effects {
+            for effect in effects {
+                grouped.add(&run, effect);
+            }
+        }
+        self.send_grouped(grouped);
+    }
+
+    /// Sends what these runs wait for once more, unless its consequence was seen.
+    pub fn send_again<'a>(&self, runs: impl Iterator<Item = &'a Run>) {
+        let mut grouped = Grouped::default();
+        {
+            let seen = self.seen();
+            for run in runs {
+                match (&run.state, run.lease()) {
+                    (errand_core::run::State::Queued { .. }, _) if !seen.waiting.contains(&run.id) => {
+                        grouped.add(run, Effect::Acquire);
+                    }
+                    (errand_core::run::State::Running(_), Some(lease)) if !seen.assigned.contains(&lease.token) => {
+                        grouped.add(run, Effect::Assign(lease));
+                    }
+                    (errand_core::run::State::Canceling { .. }, Some(lease)) => {
+                        grouped.add(run, Effect::Stop(lease, StopReason::Canceled));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        self.send_grouped(grouped);
+    }
+
+    /// The session-pool serves in this epoch: one that has restarted knows no wants.
+    pub fn pool_epoch(&self, epoch: &str) {
+        let mut seen = self.seen();
+        if seen.epoch != epoch {
+            epoch.clone_into(&mut seen.epoch);
+            seen.waiting.clear();
+        }
+    }
+
+    fn seen(&self) -> std::sync::MutexGuard<'_, Seen> {
+        self.0.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn send_grouped(&self, grouped: Grouped) {
+        let Grouped { wants, releases, assign, stop } = grouped;
+        {
+            let mut seen = self.seen();
+            for lease in releases.iter().filter_map(|release| release.lease.as_ref()) {
+                seen.assigned.remove(&lease.token);
+            }
+        }
+        // A run that left the session that it lost and waits again: the pool hears of the loss first.
+        if !wants.is_empty() || !releases.is_empty() {
+            let this = self.clone();
+            self.0.tracker.spawn(async move {
+                this.release(releases).await;
+                this.acquire(wants).await;
+            });
+        }
+        for (runner, runs) in assign {
+            let this = self.clone();
+            self.0.tracker.spawn(async move { this.assign(runner, runs).await });
+        }
+        for (run_id, lease) in stop {
+            let this = self.clone();
+            self.0.tracker.spawn(async move { this.stop(run_id, lease).await });
+        }
+    }
+
+    async fn acquire(&self, wants: Vec<v1::Want>) {
+        if wants.is_empty() {
+            return;
+        }
+        let ids: Vec<RunId> = wants.iter().filter_map(|want| want.run_id.parse().ok()).collect();
+        let subject = self.0.bus.subjects().pool("acquire");
+        let request = v1::AcquireRequest { wants };
+        match self.0.bus.request_within::<_, v1::AcquireResponse>(subject, &request, ANSWER).await {
+            Ok(answer) => {
+                self.pool_epoch(&answer.epoch);
+                self.seen().waiting.extend(ids);
+                for refusal in answer.refusals {
+                    tracing::info!(run = refusal.run_id, "the session that the run wants is not available");
+                }
+            }
+            Err(error) => unanswered("acquire", &error),
+        }
+    }
+
+    async fn release(&self, releases: Vec<v1::Release>) {
+        if releases.is_empty() {
+            return;
+        }
+        let subject = self.0.bus.subjects().pool("release");
+        let request = v1::ReleaseRequest { releases };
+        // One that is lost is found by the pool's own sweep over its leases.
+        if let Err(error) = self.0.bus.request_within::<_, v1::ReleaseResponse>(subject, &request, ANSWER).await {
+            unanswered("release", &error);
+        }
+    }
+
+    async fn assign(&self, runner: RunnerId, runs: Vec<(Run, Lease)>) {
+        let mut assignments = Vec::with_capacity(runs.len());
+        for (run, lease) in &runs {
+            self.seen().waiting.remove(&run.id);
+            match self.0.catalog.version(run.spec.task_id, run.spec.task_version).await {
+                Ok(Some(task)) => {
+                    assignments.push(assignment(run, *lease, &task.task.definition.prompt, &task.program))
+                }
+                Ok(None) | Err(_) => {
+                    tracing::warn!(run = %run.id, "its task cannot be read now; the sweep tries again")
+                }
+            }
+        }
+        let subject = self.0.bus.subjects().runner(runner, "assign");
+        let request = v1::AssignRequest { assignments };
+        match self.0.bus.request_within::<_, v1::AssignResponse>(subject, &request, ANSWER).await {
+            Ok(answer) => {
+                self.seen().assigned.extend(runs.iter().map(|(_, lease)| lease.token));
+                for refusal in answer.refusals {
+                    self.refused(refusal).await;
+                }
+            }
+            Err(error) => unanswered("assign", &error),
+        }
+    }
+
+    /// The runner does not have the session: to the run it is lost.
+    async fn refused(&self, refusal: v1::AssignRefusal) {
+        let (Some(engine), Ok(run_id)) = (self.0.engine.get(), refusal.run_id.parse()) else { return };
+        let reason = LostReason::SessionFailed;
+        let command = Command::Lost { token: refusal.lease_token, reason, message: refusal.message };
+        if let Err(error) = engine.apply(run_id, None, command).await {
+            tracing::warn!(%error, run = %run_id, "a runner's refusal could not be taken; the sweep assigns again");
+        }
+    }
+
+    async fn stop(&self, run_id: RunId, lease: Lease) {
+        let subject = self.0.bus.subjects().runner(lease.runner_id, "stop");
+        let request = v1::StopRequest {
+            run_id: run_id.to_string(),
+            lease_token: lease.token,
+            reason: "canceled".into(),
+            grace_ms: limits::STOP_GRACE_SECONDS * 1000 / 2,
+        };
+        match self.0.bus.request_within::<_, v1::StopResponse>(subject, &request, ANSWER).await {
+            Ok(answer) if answer.running => {}
+            Ok(_) => {
+                let Some(engine) = self.0.engine.get() else { return };
+                let stopped = Command::Stopped { token: lease.token };
+                if let Err(error) = engine.apply(run_id, None, stopped).await {
+                    tracing::warn!(%error, run = %run_id, "that its agent has stopped could not be taken");
+                }
+            }
+            Err(error) => unanswered("stop", &error),
+        }
+    }
+}
+
+impl Grouped {
+    fn add(&mut self, run: &Run, effect: Effect) {
+        let run_id = run.id.to_string();
+        match effect {
+            Effect::Acquire => self.wants.extend(v1::Want::of(run)),
+            Effect::Withdraw => self.releases.push(v1::Release { run_id, lease: None, discard: false }),
+            Effect::Release { lease, discard } => {
+                self.releases.push(v1::Release { run_id, lease: Some(lease.into()), discard });
+            }
+            Effect::Assign(lease) => self.assign.entry(lease.runner_id).or_default().push((run.clone(), lease)),
+            Effect::Stop(lease, StopReason::Canceled) => self.stop.push((run.id, lease)),
+        }
+    }
+}
+
+fn assignment(run: &Run, lease: Lease, prompt: &str, program: &bytes::Bytes) -> v1::Assignment {
+    let spec = &run.spec;
+    v1::Assignment {
+        run_id: run.id.to_string(),
+        tenant: run.tenant.to_string(),
+        lease: Some(lease.into()),
+        task_id: spec.task_id.to_string(),
+        task_version: spec.task_version,
+        attempt: run.attempt,
+        prompt: prompt.to_owned(),
+        program: program.clone(),
+        input: run.input.clone(),
+        metadata: spec.metadata.clone(),
+        source_id: spec.source_id.map(|id| id.to_string()).unwrap_or_default(),
+        credential_id: spec.credential_id.map(|id| id.to_string()).unwrap_or_default(),
+        traceparent: spec.traceparent.clone().unwrap_or_default(),
+    }
+}
+
+fn unanswered(what: &str, error: &RequestError) {
+    tracing::debug!(%error, what, "no answer; the sweep sends it again");
+}
