@@ -1,0 +1,378 @@
+//! What an execution has in its hand: questions to the user, progress, and the wish that it stop.
+
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use errand_core::run::{LeaseToken, Question};
+use errand_core::{Error, ErrorCode, RunId, SessionId};
+use serde_json::Value;
+use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::activity::{Activities, Progress};
+use crate::report::{Report, Reports, What};
+
+/// Questions that one execution may ask.
+const MAX_QUESTIONS: usize = 1000;
+
+/// Why an agent is asked to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StopReason {
+    /// The user cancels.
+    Canceled,
+    /// A deadline has passed.
+    Timeout,
+    /// A user has ended the session.
+    SessionEnded,
+}
+
+impl StopReason {
+    /// The word on the wire.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Canceled => "canceled",
+            Self::Timeout => "timeout",
+            Self::SessionEnded => "session_ended",
+        }
+    }
+
+    /// What a dispatcher says. A word that only a newer one has still stops the agent.
+    pub(crate) fn parse(text: &str) -> Self {
+        match text {
+            "timeout" => Self::Timeout,
+            "session_ended" => Self::SessionEnded,
+            _ => Self::Canceled,
+        }
+    }
+}
+
+/// The wish that an agent stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stop {
+    /// Why.
+    pub reason: StopReason,
+    /// How long the agent may take, all in all; then its execution is dropped and its session torn down.
+    pub grace: Duration,
+    /// When that is.
+    pub deadline: Instant,
+}
+
+/// Why a question has no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unanswered {
+    /// The agent is to stop.
+    #[error("the run is to stop: {}", .0.reason.as_str())]
+    Stopped(Stop),
+    /// The agent has asked something else meanwhile, which gives up the open question.
+    #[error("another question was asked")]
+    Superseded,
+    /// The question breaks a limit, or its id was used before in this run. It was not asked.
+    #[error(transparent)]
+    Invalid(Error),
+}
+
+/// Where an execution stands. Grows only.
+pub(crate) mod phase {
+    pub(crate) const RUNNING: u8 = 0;
+    /// The agent was asked to stop.
+    pub(crate) const STOPPING: u8 = 1;
+    /// The execution is to be dropped.
+    pub(crate) const ABORTING: u8 = 2;
+    /// It has ended or was dropped.
+    pub(crate) const DONE: u8 = 3;
+}
+
+/// Why an execution is dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Abort {
+    /// The agent has not stopped within its grace.
+    GracePassed,
+    /// The run, or the session, is no longer ours: there is nothing to report.
+    Disowned,
+}
+
+/// One execution of a run under a lease, as engine and agent share it.
+pub(crate) struct Execution {
+    pub(crate) run_id: RunId,
+    pub(crate) token: LeaseToken,
+    pub(crate) session_id: SessionId,
+    phase: AtomicU8,
+    moved: Notify,
+    shared: Mutex<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    stop: Option<Stop>,
+    abort: Option<Abort>,
+    /// The ids of all questions so far.
+    asked: Vec<String>,
+    answered: Vec<String>,
+    open: Option<Open>,
+    progress: Option<Progress>,
+}
+
+struct Open {
+    id: String,
+    answer: oneshot::Sender<Result<Value, Unanswered>>,
+}
+
+impl Execution {
+    pub(crate) fn new(run_id: RunId, token: LeaseToken, session_id: SessionId) -> Self {
+        let phase = AtomicU8::new(phase::RUNNING);
+        Self { run_id, token, session_id, phase, moved: Notify::new(), shared: Mutex::default() }
+    }
+
+    fn shared(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn advance(&self, to: u8) {
+        if self.phase.fetch_max(to, Ordering::AcqRel) < to {
+            self.moved.notify_waiters();
+        }
+    }
+
+    /// Waits until the execution has come to this phase.
+    pub(crate) async fn reached(&self, wanted: u8) {
+        loop {
+            // Made before the look, so that no change between the two is missed.
+            let moved = self.moved.notified();
+            if self.phase.load(Ordering::Acquire) >= wanted {
+                return;
+            }
+            moved.await;
+        }
+    }
+
+    /// Asks the agent to stop. True the first time.
+    pub(crate) fn ask_to_stop(&self, stop: Stop) -> bool {
+        let mut shared = self.shared();
+        if shared.stop.is_some() {
+            return false;
+        }
+        shared.stop = Some(stop);
+        if let Some(open) = shared.open.take() {
+            let _ = open.answer.send(Err(Unanswered::Stopped(stop)));
+        }
+        drop(shared);
+        self.advance(phase::STOPPING);
+        true
+    }
+
+    /// Has the execution dropped. The first reason stays.
+    pub(crate) fn abort(&self, why: Abort) {
+        self.shared().abort.get_or_insert(why);
+        self.advance(phase::ABORTING);
+    }
+
+    pub(crate) fn aborted(&self) -> Option<Abort> {
+        self.shared().abort
+    }
+
+    pub(crate) fn done(&self) {
+        self.advance(phase::DONE);
+    }
+
+    /// Hands the user's answer to the question that waits. The first answer wins; a repetition is answered as the
+    /// first was.
+    pub(crate) fn answer(&self, interaction_id: &str, value: Value) -> bool {
+        let mut shared = self.shared();
+        if shared.answered.iter().any(|id| id == interaction_id) {
+            return true;
+        }
+        let Some(open) = shared.open.take_if(|open| open.id == interaction_id) else { return false };
+        // An agent that no longer waits has taken nothing.
+        let taken = open.answer.send(Ok(value)).is_ok();
+        if taken {
+            shared.answered.push(open.id);
+        }
+        taken
+    }
+
+    /// Opens a question; an open one is given up.
+    fn open(&self, id: &str) -> Result<oneshot::Receiver<Result<Value, Unanswered>>, Unanswered> {
+        let invalid = |what: &str| Unanswered::Invalid(ErrorCode::INTERACTION_INVALID.with(what).at("interaction.id"));
+        let mut shared = self.shared();
+        if let Some(stop) = shared.stop {
+            return Err(Unanswered::Stopped(stop));
+        }
+        if shared.asked.iter().any(|asked| asked == id) {
+            return Err(invalid("id was used before in this run"));
+        }
+        if shared.asked.len() == MAX_QUESTIONS {
+            return Err(invalid(&format!("a run may ask {MAX_QUESTIONS} questions")));
+        }
+        shared.asked.push(id.to_owned());
+        let (answer, receiver) = oneshot::channel();
+        if let Some(superseded) = shared.open.replace(Open { id: id.to_owned(), answer }) {
+            let _ = superseded.answer.send(Err(Unanswered::Superseded));
+        }
+        Ok(receiver)
+    }
+
+    /// Keeps the newest progress. True where none was waiting to be told.
+    fn keep(&self, newer: Progress) -> bool {
+        match &mut self.shared().progress {
+            Some(kept) => {
+                kept.merge(newer);
+                false
+            }
+            none => {
+                *none = Some(newer);
+                true
+            }
+        }
+    }
+
+    /// What is to be told now.
+    pub(crate) fn take_progress(&self) -> Option<Progress> {
+        self.shared().progress.take()
+    }
+}
+
+/// An execution's line to Errand. Cheap to clone; without effect when the execution has ended.
+#[derive(Clone)]
+pub struct Control {
+    pub(crate) execution: Arc<Execution>,
+    pub(crate) reports: Reports,
+    pub(crate) activities: Activities,
+}
+
+impl Control {
+    /// Asks the user and waits for the answer: an object of field name -> text. The run is `interaction_required`
+    /// meanwhile, and fails where nobody answers in time. A question without an id gets one. One question is open at a
+    /// time: a second one gives up the first.
+    ///
+    /// # Errors
+    /// Where the run is to stop, another question was asked, or this one is invalid.
+    pub async fn ask(&self, mut question: Question) -> Result<Value, Unanswered> {
+        if question.id.is_empty() {
+            question.id = Uuid::now_v7().to_string();
+        }
+        question.check().map_err(Unanswered::Invalid)?;
+        let answer = self.execution.open(&question.id)?;
+        self.reports.push(Report::of(&self.execution, What::Asks(question)));
+        // The sender goes only with the execution, and this future with it.
+        answer.await.unwrap_or(Err(Unanswered::Superseded))
+    }
+
+    /// Shows people where the run stands, and is a sign of life. Lossy: about ten a second are sent, always the
+    /// newest. `message` at most 1 KiB, `step` at most 256 bytes, `percent` at most 100; beyond, they are cut.
+    pub fn progress(&self, message: impl Into<String>, step: impl Into<String>, percent: Option<u8>) {
+        self.tell(Progress::new(message.into(), step.into(), percent));
+    }
+
+    /// A sign of life with nothing to show: it moves the run's inactivity deadline. For what the *agent* does, never
+    /// on a timer: an agent that is stuck must time out.
+    pub fn alive(&self) {
+        self.tell(Progress::new(String::new(), String::new(), None));
+    }
+
+    fn tell(&self, progress: Progress) {
+        if self.execution.keep(progress) {
+            self.activities.push(Arc::clone(&self.execution));
+        }
+    }
+
+    /// Resolves when the agent is to stop. After [`Stop::grace`] the execution is dropped.
+    pub async fn stop(&self) -> Stop {
+        self.execution.reached(phase::STOPPING).await;
+        match self.stopping() {
+            Some(stop) => stop,
+            // The execution ends without a wish to stop, and this future with it.
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Whether, and why, the agent is to stop.
+    #[must_use]
+    pub fn stopping(&self) -> Option<Stop> {
+        self.execution.shared().stop
+    }
+
+    /// The run.
+    #[must_use]
+    pub fn run_id(&self) -> RunId {
+        self.execution.run_id
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use errand_core::run::InteractionField;
+    use serde_json::json;
+
+    use super::*;
+
+    fn question(id: &str) -> Question {
+        let code =
+            InteractionField { name: "code".into(), r#type: "code".into(), label: String::new(), options: vec![] };
+        Question { id: id.into(), r#type: "mfa".into(), message: "The code?".into(), fields: vec![code] }
+    }
+
+    fn control() -> (Control, crate::report::Waiting) {
+        let (reports, waiting) = Reports::new();
+        let activities = Activities::new().0;
+        let (run_id, session_id) = (RunId::from_uuid(Uuid::now_v7()), SessionId::from_uuid(Uuid::now_v7()));
+        let execution = Arc::new(Execution::new(run_id, 1, session_id));
+        (Control { execution, reports, activities }, waiting)
+    }
+
+    #[tokio::test]
+    async fn the_first_answer_wins_and_its_repetition_is_taken_too() {
+        let (control, _waiting) = control();
+        let asking = tokio::spawn({
+            let control = control.clone();
+            async move { control.ask(question("q1")).await }
+        });
+        while control.execution.shared().open.is_none() {
+            tokio::task::yield_now().await;
+        }
+        assert!(!control.execution.answer("q2", json!({})), "no such question");
+        assert!(control.execution.answer("q1", json!({"code": "1"})));
+        assert!(control.execution.answer("q1", json!({"code": "2"})));
+        assert_eq!(asking.await.unwrap(), Ok(json!({"code": "1"})));
+        let again = control.ask(question("q1")).await;
+        assert!(matches!(again, Err(Unanswered::Invalid(_))), "a late repetition must not answer a later question");
+    }
+
+    #[tokio::test]
+    async fn a_question_ends_with_a_stop_or_with_the_next_question() {
+        let (control, _waiting) = control();
+        let mut first = Box::pin(control.ask(question("q1")));
+        assert!(futures::poll!(&mut first).is_pending());
+        let mut second = Box::pin(control.ask(question("")));
+        assert!(futures::poll!(&mut second).is_pending());
+        assert_eq!(first.await, Err(Unanswered::Superseded));
+        assert!(!control.execution.answer("q1", json!({})), "given up");
+        let grace = Duration::from_secs(1);
+        let stop = Stop { reason: StopReason::Canceled, grace, deadline: Instant::now() + grace };
+        assert!(control.execution.ask_to_stop(stop));
+        assert!(!control.execution.ask_to_stop(stop), "only once");
+        assert_eq!(second.await, Err(Unanswered::Stopped(stop)));
+        assert_eq!(control.ask(question("q3")).await, Err(Unanswered::Stopped(stop)));
+        assert_eq!(control.stop().await, stop);
+    }
+
+    #[tokio::test]
+    async fn an_answer_to_an_agent_that_no_longer_waits_is_not_taken() {
+        let (control, _waiting) = control();
+        let mut asking = Box::pin(control.ask(question("q1")));
+        assert!(futures::poll!(&mut asking).is_pending());
+        drop(asking);
+        assert!(!control.execution.answer("q1", json!({})));
+    }
+
+    #[tokio::test]
+    async fn an_invalid_question_is_not_asked() {
+        let (control, mut waiting) = control();
+        let mut invalid = question("q1");
+        invalid.fields.clear();
+        assert!(matches!(control.ask(invalid).await, Err(Unanswered::Invalid(_))));
+        assert!(waiting.try_next().is_none());
+    }
+}

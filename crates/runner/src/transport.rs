@@ -1,0 +1,288 @@
+//! Between bus and engine: wire types in, wire types out.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use errand_bus::{Bus, BusError, RequestError, Service};
+use errand_core::run::LeaseToken;
+use errand_core::{Error, ErrorCode, RunId, RunnerId, SessionId};
+use errand_proto::{id, lease, optional_id, v1};
+
+use crate::activity::Progress;
+use crate::config::RunnerConfig;
+use crate::control::{Execution, StopReason};
+use crate::engine::{Engine, Held, Loss, Wanted};
+use crate::host::{Assigned, Host};
+use crate::report::{Desk, Report, Unsent, What};
+
+/// Assign, stop and input requests that are handled at once, each: they are short.
+const SHORT_IN_FLIGHT: usize = 64;
+
+/// Serves what this runner is told. It listens when this returns.
+pub(crate) async fn serve<H: Host>(
+    bus: &Bus,
+    engine: &Arc<Engine<H>>,
+    config: &RunnerConfig,
+) -> Result<Service, BusError> {
+    let subject = |method: &str| bus.subjects().runner(engine.id(), method);
+    // Starts and ends of sessions take as long as they take: none waits for another.
+    let sessions = config.capacity as usize * 2;
+    let [starts, ends, assigns, stops, inputs] = std::array::from_fn(|_| Arc::clone(engine));
+    Service::builder(bus, "errand-runner", "hosts sessions and executes runs")
+        .endpoint("start_session", subject("start_session"), sessions, move |request| {
+            start_session(Arc::clone(&starts), request)
+        })
+        .endpoint("tear_down_session", subject("tear_down_session"), sessions, move |request| {
+            tear_down_session(Arc::clone(&ends), request)
+        })
+        .endpoint("assign", subject("assign"), SHORT_IN_FLIGHT, move |request| {
+            std::future::ready(Ok(assign(&assigns, request)))
+        })
+        .endpoint("stop", subject("stop"), SHORT_IN_FLIGHT, move |request| std::future::ready(stop(&stops, &request)))
+        .endpoint("input", subject("input"), SHORT_IN_FLIGHT, move |request| {
+            std::future::ready(input(&inputs, &request))
+        })
+        .start()
+        .await
+}
+
+async fn start_session<H: Host>(
+    engine: Arc<Engine<H>>,
+    request: v1::StartSessionRequest,
+) -> Result<v1::StartSessionResponse, Error> {
+    let wanted = Wanted {
+        id: id("session_id", &request.session_id)?,
+        // Warm sessions belong to `_system`, which is nobody a runner need know.
+        tenant: if request.tenant.starts_with('_') { None } else { optional_id("tenant", &request.tenant)? },
+        source_id: optional_id("source_id", &request.source_id)?,
+        credential_id: optional_id("credential_id", &request.credential_id)?,
+    };
+    let error = engine.start_session(wanted).await.err();
+    Ok(v1::StartSessionResponse { error: error.as_ref().map(Into::into) })
+}
+
+async fn tear_down_session<H: Host>(
+    engine: Arc<Engine<H>>,
+    request: v1::TearDownSessionRequest,
+) -> Result<v1::TearDownSessionResponse, Error> {
+    engine.tear_down(id("session_id", &request.session_id)?).await;
+    Ok(v1::TearDownSessionResponse {})
+}
+
+fn assign<H: Host>(engine: &Arc<Engine<H>>, request: v1::AssignRequest) -> v1::AssignResponse {
+    let mut assignments = Vec::with_capacity(request.assignments.len());
+    let mut refusals = Vec::new();
+    for assignment in request.assignments {
+        let lease_token = assignment.lease.as_ref().map_or(0, |lease| lease.token);
+        let run_id = assignment.run_id.clone();
+        match assigned(assignment) {
+            Ok(assigned) => assignments.push(assigned),
+            Err(error) => refusals.push(v1::AssignRefusal { run_id, lease_token, message: error.message }),
+        }
+    }
+    refusals.extend(engine.assign(assignments).into_iter().map(|refusal| v1::AssignRefusal {
+        run_id: refusal.run_id.to_string(),
+        lease_token: refusal.token,
+        message: refusal.message.to_owned(),
+    }));
+    v1::AssignResponse { refusals }
+}
+
+fn assigned(wire: v1::Assignment) -> Result<Assigned, Error> {
+    Ok(Assigned {
+        run_id: id("run_id", &wire.run_id)?,
+        tenant: id("tenant", &wire.tenant)?,
+        lease: lease(wire.lease.as_ref())?,
+        task_id: id("task_id", &wire.task_id)?,
+        task_version: wire.task_version,
+        attempt: wire.attempt,
+        prompt: wire.prompt,
+        program: wire.program,
+        input: wire.input,
+        metadata: wire.metadata,
+        source_id: optional_id("source_id", &wire.source_id)?,
+        credential_id: optional_id("credential_id", &wire.credential_id)?,
+        traceparent: wire.traceparent,
+    })
+}
+
+fn key(run_id: &str, token: LeaseToken) -> Result<(RunId, LeaseToken), Error> {
+    Ok((id("run_id", run_id)?, token))
+}
+
+fn stop<H: Host>(engine: &Arc<Engine<H>>, request: &v1::StopRequest) -> Result<v1::StopResponse, Error> {
+    let key = key(&request.run_id, request.lease_token)?;
+    let grace = Duration::from_millis(request.grace_ms.into());
+    Ok(v1::StopResponse { running: engine.stop(key, StopReason::parse(&request.reason), grace) })
+}
+
+fn input<H: Host>(engine: &Arc<Engine<H>>, request: &v1::InputRequest) -> Result<v1::InputResponse, Error> {
+    let key = key(&request.run_id, request.lease_token)?;
+    // What serde says could quote the answer.
+    let value = serde_json::from_slice(&request.input)
+        .map_err(|_| ErrorCode::INPUT_INVALID.with("input is not JSON").at("input"))?;
+    Ok(v1::InputResponse { taken: engine.input(key, &request.interaction_id, value) })
+}
+
+impl From<&Report> for v1::Report {
+    fn from(report: &Report) -> Self {
+        use v1::report::What as Wire;
+        let what = match &report.what {
+            What::Asks(question) => Wire::Interaction(interaction(question)),
+            What::Finished(output) => Wire::Finished(v1::Finished { output: output.clone() }),
+            What::Failed(errors) => Wire::Failed(v1::Failed { errors: errors.iter().map(Into::into).collect() }),
+            What::Stopped => Wire::Stopped(v1::Stopped {}),
+        };
+        Self { run_id: report.run_id.to_string(), lease_token: report.token, what: Some(what) }
+    }
+}
+
+fn interaction(question: &errand_core::run::Question) -> v1::Interaction {
+    let fields = question.fields.iter().map(|field| v1::InteractionField {
+        name: field.name.clone(),
+        r#type: field.r#type.clone(),
+        label: field.label.clone(),
+        options: field.options.clone(),
+    });
+    v1::Interaction {
+        id: question.id.clone(),
+        r#type: question.r#type.clone(),
+        message: question.message.clone(),
+        fields: fields.collect(),
+        expires_at_ms: 0,
+    }
+}
+
+/// Sends reports to the dispatcher.
+pub(crate) struct Dispatcher<H> {
+    pub(crate) bus: Bus,
+    pub(crate) engine: Arc<Engine<H>>,
+}
+
+impl<H: Host> Desk for Dispatcher<H> {
+    async fn send(&self, batch: &[Report]) -> Result<Vec<bool>, Unsent> {
+        let request = v1::ReportRequest { reports: batch.iter().map(Into::into).collect() };
+        let answer = self.bus.request::<_, v1::ReportResponse>(self.bus.subjects().run("report"), &request).await;
+        let answers = answer.map_err(|error| match error {
+            RequestError::Service(ref refused) if refused.code.kind == "request" => Unsent::Refused(error.to_string()),
+            _ => Unsent::NotNow(error.to_string()),
+        })?;
+        if answers.answers.len() != batch.len() {
+            return Err(Unsent::NotNow("there is not one answer for each report".into()));
+        }
+        Ok(answers.answers.iter().map(|answer| answer.accepted).collect())
+    }
+
+    fn answered(&self, report: &Report, accepted: bool) {
+        self.engine.answered(report, accepted);
+    }
+
+    fn matters(&self, report: &Report) -> bool {
+        self.engine.matters(report)
+    }
+}
+
+/// Publishes a sign of life; lossy, so nothing is kept for a broker that is away.
+pub(crate) async fn publish_activity(bus: Bus, execution: Arc<Execution>, progress: Progress) {
+    if !bus.is_connected() {
+        return;
+    }
+    let activity = v1::Activity {
+        run_id: execution.run_id.to_string(),
+        lease_token: execution.token,
+        at_ms: progress.at_ms,
+        message: progress.message,
+        step: progress.step,
+        percent: progress.percent.map(Into::into),
+    };
+    if let Err(error) = bus.publish(bus.subjects().activity(execution.run_id), &activity).await {
+        tracing::debug!(%error, "a sign of life was lost");
+    }
+}
+
+/// The session-pool, as a runner speaks to it.
+#[derive(Clone)]
+pub(crate) struct Pool {
+    pub(crate) bus: Bus,
+    pub(crate) id: RunnerId,
+}
+
+/// What the pool says to a registration.
+pub(crate) struct Registered {
+    pub(crate) heartbeat: Duration,
+    pub(crate) end_sessions: Vec<SessionId>,
+}
+
+/// What the pool says to a heartbeat.
+pub(crate) struct Beat {
+    pub(crate) known: bool,
+    pub(crate) drain: bool,
+    pub(crate) end_sessions: Vec<SessionId>,
+}
+
+fn runner_sessions(held: Vec<Held>) -> Vec<v1::RunnerSession> {
+    held.into_iter()
+        .map(|held| v1::RunnerSession {
+            session_id: held.id.to_string(),
+            lease_token: held.lease.map_or(0, |(token, _)| token),
+            run_id: held.lease.map(|(_, run_id)| run_id.to_string()).unwrap_or_default(),
+        })
+        .collect()
+}
+
+/// Ids that cannot be read name no session of ours.
+fn session_ids(texts: &[String]) -> Vec<SessionId> {
+    texts.iter().filter_map(|text| text.parse().ok()).collect()
+}
+
+impl Pool {
+    /// How long the pool may take to answer: an answer that takes longer comes too late to matter.
+    const PATIENCE: Duration = Duration::from_secs(5);
+
+    async fn call<Q: prost::Message, A: prost::Message + Default>(
+        &self,
+        method: &str,
+        request: &Q,
+    ) -> Result<A, RequestError> {
+        self.bus.request_within(self.bus.subjects().pool(method), request, Self::PATIENCE).await
+    }
+
+    pub(crate) async fn register(&self, config: &RunnerConfig, held: Vec<Held>) -> Result<Registered, RequestError> {
+        let request = v1::RegisterRequest {
+            runner_id: self.id.to_string(),
+            agent_id: config.agent_id.to_string(),
+            capacity: config.capacity,
+            warm: config.warm,
+            host: config.host.clone(),
+            version: config.version.clone(),
+            tenants: config.tenants.iter().map(ToString::to_string).collect(),
+            sessions: runner_sessions(held),
+        };
+        let answer: v1::RegisterResponse = self.call("register", &request).await?;
+        Ok(Registered {
+            heartbeat: Duration::from_secs(answer.heartbeat_seconds.clamp(1, 60).into()),
+            end_sessions: session_ids(&answer.end_sessions),
+        })
+    }
+
+    pub(crate) async fn heartbeat(&self, held: Vec<Held>, draining: bool) -> Result<Beat, RequestError> {
+        let sessions = runner_sessions(held);
+        let request = v1::HeartbeatRequest { runner_id: self.id.to_string(), sessions, draining };
+        let answer: v1::HeartbeatResponse = self.call("heartbeat", &request).await?;
+        Ok(Beat { known: answer.known, drain: answer.drain, end_sessions: session_ids(&answer.end_sessions) })
+    }
+
+    pub(crate) async fn session_lost(&self, loss: &Loss) -> Result<(), RequestError> {
+        let request = v1::SessionLostRequest {
+            runner_id: self.id.to_string(),
+            session_id: loss.id.to_string(),
+            message: loss.message.clone(),
+        };
+        self.call::<_, v1::SessionLostResponse>("session_lost", &request).await.map(|_| ())
+    }
+
+    pub(crate) async fn deregister(&self) -> Result<(), RequestError> {
+        let request = v1::DeregisterRequest { runner_id: self.id.to_string() };
+        self.call::<_, v1::DeregisterResponse>("deregister", &request).await.map(|_| ())
+    }
+}
