@@ -8,7 +8,7 @@ mod session;
 mod task;
 mod wire;
 
-pub use run::submission;
+pub use run::{Submission, submission};
 pub use wire::{id, lease, named, optional_id, page, to_wire_error};
 
 /// The generated types of package `errand.v1`.

@@ -1,5 +1,7 @@
 use std::future::Future;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_nats::connection::State;
@@ -11,11 +13,12 @@ use bytes::Bytes;
 use errand_proto::v1;
 use futures::{Stream, StreamExt};
 use prost::Message;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
+use crate::consume;
 use crate::streams::StreamKind;
 use crate::subjects::Subjects;
-use crate::{MINIMUM_BROKER, service};
+use crate::{MINIMUM_BROKER, service, trace};
 
 /// How to reach the broker.
 #[derive(Debug, Clone)]
@@ -75,6 +78,14 @@ pub enum BusError {
         /// What the server says.
         what: String,
     },
+    /// The broker says no, and would again.
+    #[error("stream {name}: the broker refuses: {what}")]
+    Refused {
+        /// Which stream.
+        name: String,
+        /// What the server says.
+        what: String,
+    },
     /// A message could not be sent, or was not acknowledged.
     #[error("the broker did not take a message on {subject}: {what}")]
     Publish {
@@ -91,6 +102,19 @@ pub enum BusError {
         /// What the client says.
         what: String,
     },
+}
+
+impl BusError {
+    /// A consumer that could not be made: a bad request stays one, all else may pass.
+    pub(crate) fn consumer(stream: &str, error: &jetstream::stream::ConsumerError) -> Self {
+        let (name, what) = (stream.to_owned(), error.to_string());
+        match error.kind() {
+            jetstream::stream::ConsumerErrorKind::JetStream(error) if error.code() == 400 => {
+                Self::Refused { name, what }
+            }
+            _ => Self::Stream { name, what },
+        }
+    }
 }
 
 /// Why a request has no good answer.
@@ -141,6 +165,8 @@ pub struct Incoming {
     pub subject: String,
     /// What.
     pub payload: Bytes,
+    /// What it carries besides.
+    pub headers: Option<HeaderMap>,
 }
 
 /// A message that the event stream holds.
@@ -148,6 +174,12 @@ pub struct Incoming {
 pub struct StoredMessage {
     /// Its `Nats-Msg-Id`.
     pub message_id: Option<String>,
+    /// Where it was published.
+    pub subject: String,
+    /// What.
+    pub payload: Bytes,
+    /// When the stream took it, in milliseconds since the Unix epoch.
+    pub published_at_ms: i64,
 }
 
 /// A connection to the broker. Cheap to clone; survives the broker's restarts.
@@ -167,14 +199,14 @@ impl Bus {
     /// # Errors
     /// [`BusError::Unreachable`], [`BusError::BrokerTooOld`], [`BusError::Credentials`].
     pub async fn connect(config: BusConfig, patience: Duration) -> Result<Self, BusError> {
-        let (count, connections) = watch::channel(0u64);
+        let reached = Arc::new(Notify::new());
         let started = tokio::time::Instant::now();
         let mut pause = Duration::from_millis(50);
         let client = loop {
-            match options(&config, count.clone()).await?.connect(config.url.as_str()).await {
+            match options(&config, Arc::clone(&reached)).await?.connect(config.url.as_str()).await {
                 Ok(client) => break client,
-                Err(error) if started.elapsed() >= patience => {
-                    return Err(BusError::Unreachable { url: config.url, what: error.to_string() });
+                Err(error) if started.elapsed() >= patience || is_final(&error) => {
+                    return Err(BusError::Unreachable { url: without_secrets(&config.url), what: error.to_string() });
                 }
                 Err(_) => tokio::time::sleep(pause).await,
             }
@@ -184,6 +216,7 @@ impl Bus {
         if !is_new_enough(&version) {
             return Err(BusError::BrokerTooOld { found: version });
         }
+        let connections = count_connections(client.clone(), reached);
         let jetstream = jetstream::ContextBuilder::new()
             .timeout(Duration::from_secs(5))
             .ack_timeout(Duration::from_secs(5))
@@ -218,7 +251,7 @@ impl Bus {
         &self.subjects
     }
 
-    /// The number of the connection: grows each time that the broker is reached again.
+    /// The number of the connection: 1 at first, and more each time that the broker is reached again.
     #[must_use]
     pub fn connections(&self) -> watch::Receiver<u64> {
         self.connections.clone()
@@ -234,6 +267,37 @@ impl Bus {
     #[must_use]
     pub fn broker_version(&self) -> String {
         self.client.server_info().version
+    }
+
+    /// The broker's id: another one after each of its starts.
+    #[must_use]
+    pub fn broker_id(&self) -> String {
+        self.client.server_info().server_id
+    }
+
+    /// The largest message that the broker takes, headers included.
+    #[must_use]
+    pub fn max_message_bytes(&self) -> usize {
+        self.client.max_payload()
+    }
+
+    /// How long a message takes to the broker and back.
+    ///
+    /// # Errors
+    /// [`BusError::Listen`], [`BusError::Publish`], and [`BusError::Unreachable`] where nothing comes back.
+    pub async fn round_trip(&self) -> Result<Duration, BusError> {
+        let inbox = self.client.new_inbox();
+        let mut echoes = self.subscribe(inbox.clone()).await?;
+        let started = tokio::time::Instant::now();
+        self.publish_bytes(inbox, Bytes::new()).await?;
+        match tokio::time::timeout(self.request_timeout, echoes.next()).await {
+            Ok(Some(_)) => Ok(started.elapsed()),
+            Ok(None) | Err(_) => {
+                let server = self.client.server_info();
+                let url = format!("{}:{}", server.host, server.port);
+                Err(BusError::Unreachable { url, what: "no answer".into() })
+            }
+        }
     }
 
     /// Sends a request, waits for its answer.
@@ -260,7 +324,12 @@ impl Bus {
     ) -> Result<A, RequestError> {
         use async_nats::RequestErrorKind as Kind;
         let payload = Bytes::from(request.encode_to_vec());
-        let outgoing = async_nats::Request::new().payload(payload).timeout(Some(timeout));
+        let mut outgoing = async_nats::Request::new().payload(payload).timeout(Some(timeout));
+        if let Some(traceparent) = trace::current() {
+            let mut headers = HeaderMap::new();
+            headers.insert(trace::TRACEPARENT, &*traceparent);
+            outgoing = outgoing.headers(headers);
+        }
         let answer = self.client.send_request(subject.clone(), outgoing).await.map_err(|error| match error.kind() {
             Kind::NoResponders => RequestError::NobodyServes(subject.clone()),
             Kind::TimedOut => RequestError::TimedOut(subject.clone()),
@@ -293,6 +362,23 @@ impl Bus {
             .map_err(|error| BusError::Publish { subject, what: error.to_string() })
     }
 
+    /// Publishes bytes with headers, which may be lost.
+    ///
+    /// # Errors
+    /// [`BusError::Publish`].
+    pub async fn publish_raw(
+        &self,
+        subject: String,
+        headers: Option<HeaderMap>,
+        payload: Bytes,
+    ) -> Result<(), BusError> {
+        let Some(headers) = headers else { return self.publish_bytes(subject, payload).await };
+        self.client
+            .publish_with_headers(subject.clone(), headers, payload)
+            .await
+            .map_err(|error| BusError::Publish { subject, what: error.to_string() })
+    }
+
     /// Publishes into a stream under an id by which it is stored once. The future that comes back is the ack, so
     /// that many can be under way.
     ///
@@ -305,9 +391,12 @@ impl Bus {
         traceparent: Option<&str>,
         payload: Bytes,
     ) -> Result<impl Future<Output = Result<StreamAck, BusError>> + Send + 'static, BusError> {
+        if message_id.chars().any(char::is_control) {
+            return Err(BusError::Publish { subject, what: "a message id is one line".into() });
+        }
         let mut message = PublishMessage::build().payload(payload).message_id(message_id);
-        if let Some(traceparent) = traceparent {
-            message = message.header("traceparent", traceparent);
+        if let Some(traceparent) = traceparent.filter(|text| trace::is_valid(text)) {
+            message = message.header(trace::TRACEPARENT, traceparent);
         }
         let ack = self.jetstream.send_publish(subject.clone(), message).await;
         let ack = ack.map_err(|error| BusError::Publish { subject: subject.clone(), what: error.to_string() })?;
@@ -355,7 +444,11 @@ impl Bus {
             .subscribe(subject.clone())
             .await
             .map_err(|error| BusError::Listen { subject, what: error.to_string() })?;
-        Ok(subscriber.map(|message| Incoming { subject: message.subject.to_string(), payload: message.payload }))
+        Ok(subscriber.map(|message| Incoming {
+            subject: message.subject.to_string(),
+            payload: message.payload,
+            headers: message.headers,
+        }))
     }
 
     /// The event stream's message at a sequence; none where it holds none there.
@@ -363,18 +456,29 @@ impl Bus {
     /// # Errors
     /// [`BusError::Stream`].
     pub async fn event_stream_message(&self, sequence: u64) -> Result<Option<StoredMessage>, BusError> {
-        use jetstream::stream::DirectGetErrorKind as Kind;
-        let name = StreamKind::Event.name(self.subjects.prefix());
-        let wrong = |what: String| BusError::Stream { name: name.clone(), what };
-        let stream = self.jetstream.get_stream(&name).await.map_err(|error| wrong(error.to_string()))?;
-        match stream.direct_get(sequence).await {
-            Ok(message) => {
-                let message_id = message.headers.get("Nats-Msg-Id").map(|id| id.as_str().to_owned());
-                Ok(Some(StoredMessage { message_id }))
+        use jetstream::stream::LastRawMessageErrorKind as Kind;
+        let stream = self.stream(StreamKind::Event).await?;
+        // From the stream's leader: a replica may not have heard of it yet.
+        match stream.get_raw_message(sequence).await {
+            Ok(message) => Ok(Some(StoredMessage {
+                message_id: message.headers.get("Nats-Msg-Id").map(|id| id.as_str().to_owned()),
+                subject: message.subject.to_string(),
+                payload: message.payload,
+                published_at_ms: consume::milliseconds(message.time),
+            })),
+            Err(error) if error.kind() == Kind::NoMessageFound => Ok(None),
+            Err(error) => {
+                let name = StreamKind::Event.name(self.subjects.prefix());
+                Err(BusError::Stream { name, what: error.to_string() })
             }
-            Err(error) if matches!(error.kind(), Kind::NotFound | Kind::InvalidSubject) => Ok(None),
-            Err(error) => Err(wrong(error.to_string())),
         }
+    }
+
+    /// A stream's handle; asks the broker nothing.
+    pub(crate) async fn stream(&self, kind: StreamKind) -> Result<jetstream::stream::Stream<()>, BusError> {
+        let name = kind.name(self.subjects.prefix());
+        let stream = self.jetstream.get_stream_no_info(&name).await;
+        stream.map_err(|error| BusError::Stream { name, what: error.to_string() })
     }
 
     /// Waits until all that was published has left.
@@ -385,9 +489,57 @@ impl Bus {
         let failed = |what: String| BusError::Publish { subject: "(flush)".into(), what };
         self.client.flush().await.map_err(|error| failed(error.to_string()))
     }
+
+    /// Ends: lets what has arrived be read, takes no more, and sends what was published. For the end of a process;
+    /// all clones of this connection end with it.
+    ///
+    /// # Errors
+    /// [`BusError::Publish`].
+    pub async fn drain(&self) -> Result<(), BusError> {
+        let failed = |what: String| BusError::Publish { subject: "(drain)".into(), what };
+        self.flush().await?;
+        self.client.drain().await.map_err(|error| failed(error.to_string()))
+    }
 }
 
-async fn options(config: &BusConfig, count: watch::Sender<u64>) -> Result<ConnectOptions, BusError> {
+/// Counts connections in a watch. An event may be dropped by the client's queue, so the number is the client's own,
+/// read at each event and at short intervals.
+fn count_connections(client: Client, reached: Arc<Notify>) -> watch::Receiver<u64> {
+    let statistics = client.statistics();
+    let now = move || statistics.connects.load(Ordering::Relaxed).max(1);
+    let (count, connections) = watch::channel(now());
+    drop(client);
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                () = reached.notified() => {}
+                () = tokio::time::sleep(Duration::from_millis(250)) => {}
+                () = count.closed() => return,
+            }
+            let number = now();
+            count.send_if_modified(|count| std::mem::replace(count, number) != number);
+        }
+    });
+    connections
+}
+
+/// Whether trying again cannot help: the broker is there, and does not want us.
+fn is_final(error: &async_nats::ConnectError) -> bool {
+    use async_nats::ConnectErrorKind as Kind;
+    matches!(error.kind(), Kind::Authentication | Kind::AuthorizationViolation | Kind::ServerParse)
+}
+
+/// The servers' addresses, without the passwords that may stand before an `@`.
+fn without_secrets(url: &str) -> String {
+    let server = |server: &str| {
+        let (scheme, rest) = server.split_once("://").map_or(("", server), |(scheme, rest)| (scheme, rest));
+        let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
+        if scheme.is_empty() { host.to_owned() } else { format!("{scheme}://{host}") }
+    };
+    url.split(',').map(server).collect::<Vec<_>>().join(",")
+}
+
+async fn options(config: &BusConfig, reached: Arc<Notify>) -> Result<ConnectOptions, BusError> {
     let options = ConnectOptions::new()
         .name(&config.name)
         .connection_timeout(Duration::from_secs(3))
@@ -397,10 +549,10 @@ async fn options(config: &BusConfig, count: watch::Sender<u64>) -> Result<Connec
         // A broker that is away comes back soon, or an operator is at work on it: never give up, never hammer.
         .reconnect_delay_callback(|attempts| Duration::from_millis(100 * attempts.min(10) as u64))
         .event_callback(move |event| {
-            let count = count.clone();
+            let reached = Arc::clone(&reached);
             async move {
                 match event {
-                    Event::Connected => count.send_modify(|number| *number += 1),
+                    Event::Connected => reached.notify_one(),
                     Event::SlowConsumer(subscription) => tracing::warn!(subscription, "a subscription is too slow"),
                     other => tracing::info!(event = %other, "broker"),
                 }
@@ -420,6 +572,12 @@ fn is_new_enough(version: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_address_is_told_without_its_password() {
+        assert_eq!(without_secrets("nats://u:p@a:1,b:2"), "nats://a:1,b:2");
+        assert_eq!(without_secrets("nats://127.0.0.1:4222"), "nats://127.0.0.1:4222");
+    }
 
     #[test]
     fn an_old_broker_is_told_from_a_new_one() {

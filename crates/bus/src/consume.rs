@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::connection::{Bus, BusError};
 use crate::streams::StreamKind;
+use crate::trace;
 
 /// What becomes of a delivery.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +46,32 @@ pub struct Delivery {
     pub traceparent: Option<String>,
 }
 
+impl Delivery {
+    pub(crate) fn of(message: &jetstream::Message) -> Option<Self> {
+        let info = match message.info() {
+            Ok(info) => info,
+            Err(error) => {
+                tracing::error!(%error, "a delivery without a place in its stream");
+                return None;
+            }
+        };
+        let headers = message.headers.as_ref();
+        Some(Self {
+            subject: message.subject.to_string(),
+            payload: message.payload.clone(),
+            stream_sequence: info.stream_sequence,
+            published_at_ms: milliseconds(info.published),
+            delivery_count: info.delivered,
+            message_id: headers.and_then(|headers| headers.get("Nats-Msg-Id")).map(|id| id.as_str().to_owned()),
+            traceparent: trace::from_headers(headers).map(str::to_owned),
+        })
+    }
+}
+
+pub(crate) fn milliseconds(time: time::OffsetDateTime) -> i64 {
+    i64::try_from(time.unix_timestamp_nanos() / 1_000_000).unwrap_or(i64::MAX)
+}
+
 /// A durable consumer, shared by all instances of a service.
 #[derive(Debug, Clone)]
 pub struct ConsumerConfig {
@@ -64,7 +91,7 @@ pub struct ConsumerConfig {
 
 /// How often a broker shows that a silent consumer lives. Twice without one, and the consumer is made anew
 /// (nats.go 1729 and 1972, nats.rs 557: consumers that never resume after a reconnect).
-const HEARTBEAT: Duration = Duration::from_secs(5);
+pub(crate) const HEARTBEAT: Duration = Duration::from_secs(5);
 
 /// Hands every message to `handler` until shutdown, and applies its verdict. Returns when those under way are done,
 /// or after 10 s.
@@ -159,13 +186,7 @@ where
     F: Fn(Delivery) -> Fut,
     Fut: Future<Output = Verdict>,
 {
-    let delivery = match delivery(&message) {
-        Ok(delivery) => delivery,
-        Err(what) => {
-            tracing::error!(what, "a delivery without a place in its stream");
-            return;
-        }
-    };
+    let Some(delivery) = Delivery::of(&message) else { return };
     let (count, subject) = (delivery.delivery_count, delivery.subject.clone());
     let verdict = match handler(delivery).await {
         Verdict::RetryAfter(_) if count >= config.max_deliver => {
@@ -190,18 +211,4 @@ where
     if let Err(error) = acked {
         tracing::debug!(%error, "an ack was lost");
     }
-}
-
-fn delivery(message: &jetstream::Message) -> Result<Delivery, String> {
-    let info = message.info().map_err(|error| error.to_string())?;
-    let header = |name: &str| message.headers.as_ref()?.get(name).map(|value| value.as_str().to_owned());
-    Ok(Delivery {
-        subject: message.subject.to_string(),
-        payload: message.payload.clone(),
-        stream_sequence: info.stream_sequence,
-        published_at_ms: i64::try_from(info.published.unix_timestamp_nanos() / 1_000_000).unwrap_or(i64::MAX),
-        delivery_count: info.delivered,
-        message_id: header("Nats-Msg-Id"),
-        traceparent: header("traceparent"),
-    })
 }

@@ -1,14 +1,20 @@
 //! The only crate that knows NATS: subjects, streams, connecting, consuming with one ack policy, request/reply
 //! services (NATS micro), trace propagation.
 
+pub mod batch;
 mod connection;
 mod consume;
+mod follow;
 mod service;
 mod streams;
 mod subjects;
+pub mod trace;
 
+pub use async_nats::{HeaderMap, HeaderValue};
+pub use batch::{Courier, recv_batch};
 pub use connection::{Bus, BusConfig, BusError, Incoming, RequestError, StoredMessage, StreamAck};
 pub use consume::{ConsumerConfig, Delivery, Verdict, consume};
+pub use follow::{FollowFrom, follow};
 pub use service::{Service, ServiceBuilder};
 pub use streams::{EventStreamState, StreamKind};
 pub use subjects::Subjects;

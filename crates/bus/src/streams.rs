@@ -5,6 +5,7 @@ use std::time::Duration;
 use async_nats::jetstream::stream::{Config, DiscardPolicy, PersistenceMode, RetentionPolicy, StorageType};
 
 use crate::connection::{Bus, BusError};
+use crate::consume::milliseconds;
 
 const MONTH: Duration = Duration::from_secs(30 * 24 * 3600);
 /// How long a message id is remembered.
@@ -89,6 +90,10 @@ pub struct EventStreamState {
     pub first_sequence: u64,
     /// Sequence of the newest.
     pub last_sequence: u64,
+    /// Messages that it holds.
+    pub messages: u64,
+    /// When it was created, in milliseconds since the Unix epoch: another time, another stream.
+    pub created_at_ms: i64,
 }
 
 impl Bus {
@@ -114,10 +119,14 @@ impl Bus {
     /// [`BusError::Stream`].
     pub async fn event_stream_state(&self) -> Result<EventStreamState, BusError> {
         let name = StreamKind::Event.name(self.subjects().prefix());
-        let wrong = |what: String| BusError::Stream { name: name.clone(), what };
-        let stream = self.jetstream().get_stream_no_info(&name).await.map_err(|error| wrong(error.to_string()))?;
-        let info = stream.get_info().await.map_err(|error| wrong(error.to_string()))?;
-        Ok(EventStreamState { first_sequence: info.state.first_sequence, last_sequence: info.state.last_sequence })
+        let stream = self.stream(StreamKind::Event).await?;
+        let info = stream.get_info().await.map_err(|error| BusError::Stream { name, what: error.to_string() })?;
+        Ok(EventStreamState {
+            first_sequence: info.state.first_sequence,
+            last_sequence: info.state.last_sequence,
+            messages: info.state.messages,
+            created_at_ms: milliseconds(info.created),
+        })
     }
 }
 

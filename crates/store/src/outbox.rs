@@ -113,7 +113,8 @@ pub(crate) enum Order {
     Look(Staged),
 }
 
-/// Where a service puts its events.
+/// Where a writer puts its events. Its commits must come one after another, each staged, committed and published
+/// before the next is staged: the mark is one number, and says that all before it is done.
 #[derive(Debug, Clone)]
 pub struct Outbox {
     db: Db,

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use errand_bus::{Bus, RequestError};
-use errand_core::run::{Command, Effect, Lease, LostReason, Run, StopReason};
+use errand_core::run::{Command, Effect, Lease, LostReason, Run, State, StopReason};
 use errand_core::{RunId, RunnerId, limits};
 use errand_proto::v1;
 use tokio::sync::OnceCell;
@@ -76,24 +76,35 @@ impl Effects {
         self.send_grouped(grouped);
     }
 
-    /// Sends what these runs wait for once more, unless its consequence was seen.
-    pub fn send_again<'a>(&self, runs: impl Iterator<Item = &'a Run>) {
+    /// Whether something that this run waits for has to be sent once more: its consequence was not seen.
+    #[must_use]
+    pub fn is_owed(&self, run: &Run) -> bool {
+        let seen = self.seen();
+        match &run.state {
+            State::Queued { .. } => !seen.waiting.contains(&run.id),
+            State::Running(active) => !seen.assigned.contains(&active.lease.token),
+            State::Canceling { .. } => true,
+            State::InteractionRequired { .. }
+            | State::ReviewRequired { .. }
+            | State::Completed
+            | State::Failed
+            | State::Canceled => false,
+        }
+    }
+
+    /// Sends what these runs wait for once more.
+    pub fn send_again(&self, runs: &[Run]) {
         let mut grouped = Grouped::default();
-        {
-            let seen = self.seen();
-            for run in runs {
-                match (&run.state, run.lease()) {
-                    (errand_core::run::State::Queued { .. }, _) if !seen.waiting.contains(&run.id) => {
-                        grouped.add(run, Effect::Acquire);
-                    }
-                    (errand_core::run::State::Running(_), Some(lease)) if !seen.assigned.contains(&lease.token) => {
-                        grouped.add(run, Effect::Assign(lease));
-                    }
-                    (errand_core::run::State::Canceling { .. }, Some(lease)) => {
-                        grouped.add(run, Effect::Stop(lease, StopReason::Canceled));
-                    }
-                    _ => {}
-                }
+        for run in runs {
+            match &run.state {
+                State::Queued { .. } => grouped.add(run, Effect::Acquire),
+                State::Running(active) => grouped.add(run, Effect::Assign(active.lease)),
+                State::Canceling { active, .. } => grouped.add(run, Effect::Stop(active.lease, StopReason::Canceled)),
+                State::InteractionRequired { .. }
+                | State::ReviewRequired { .. }
+                | State::Completed
+                | State::Failed
+                | State::Canceled => {}
             }
         }
         self.send_grouped(grouped);

@@ -2,7 +2,13 @@
 //! runs.
 
 pub mod catalog;
+pub mod config;
 pub mod effects;
 pub mod engine;
 pub mod schema;
+pub mod service;
 pub mod store;
+pub mod submissions;
+pub mod sweep;
+pub mod tasks;
+pub mod transport;

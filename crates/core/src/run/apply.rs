@@ -106,7 +106,7 @@ fn grant(run: &Run, lease: Lease, attempt: u32, now: Timestamp) -> Outcome {
             draft.next.session_id = Some(lease.session_id);
             draft.next.started_at.get_or_insert(draft.now);
             draft.next.last_activity = draft.now;
-            let active = Active { lease, paused_ms: 0 };
+            let active = Active { lease, paused_ms: 0, last_question: None };
             changed(draft.to(State::Running(active), vec![Effect::Assign(lease)]))
         }
         State::Running(active) | State::InteractionRequired { active, .. } | State::Canceling { active, .. } => {
@@ -118,9 +118,8 @@ fn grant(run: &Run, lease: Lease, attempt: u32, now: Timestamp) -> Outcome {
 }
 
 fn ask(run: &Run, token: LeaseToken, question: Question, now: Timestamp) -> Outcome {
-    let (active, open) = match &run.state {
-        State::Running(active) => (active, None),
-        State::InteractionRequired { active, interaction, .. } => (active, Some(interaction)),
+    let active = match &run.state {
+        State::Running(active) | State::InteractionRequired { active, .. } => active,
         State::Canceling { active, .. } => return Outcome::Ignored(stale_or(active, token, Ignored::MovedOn)),
         State::Queued { .. } | State::ReviewRequired { .. } => return Outcome::Ignored(Ignored::StaleLease),
         State::Completed | State::Failed | State::Canceled => return Outcome::Ignored(Ignored::Final),
@@ -128,7 +127,7 @@ fn ask(run: &Run, token: LeaseToken, question: Question, now: Timestamp) -> Outc
     if let Err(stale) = fence(active, token) {
         return stale;
     }
-    if open.is_some_and(|open| open.question.id == question.id) {
+    if active.last_question.as_ref() == Some(&question.id) {
         return Outcome::Ignored(Ignored::Repeated);
     }
     if let Err(error) = question.check() {
@@ -138,7 +137,8 @@ fn ask(run: &Run, token: LeaseToken, question: Question, now: Timestamp) -> Outc
     // An agent that asks anew while a question is open has given up the open one (ADR 0005).
     let draft = Draft::of(run, now);
     let expires_at = draft.now.plus_seconds(run.spec.settings.interaction_seconds);
-    let active = Active { paused_ms: paused_until(run, draft.now), ..*active };
+    let last_question = Some(question.id.clone());
+    let active = Active { lease: active.lease, paused_ms: paused_until(run, draft.now), last_question };
     let since = draft.now;
     let interaction = Interaction { question, expires_at };
     changed(draft.to(State::InteractionRequired { active, interaction, since }, Vec::new()))
@@ -162,7 +162,7 @@ fn answered(run: &Run, interaction_id: &str, now: Timestamp) -> Outcome {
         State::InteractionRequired { active, interaction, .. } if interaction.question.id == interaction_id => {
             let mut draft = Draft::of(run, now);
             draft.next.last_activity = draft.now;
-            let active = Active { paused_ms: paused_until(run, draft.now), ..*active };
+            let active = Active { paused_ms: paused_until(run, draft.now), ..active.clone() };
             changed(draft.to(State::Running(active), Vec::new()))
         }
         // The agent was quicker than this commit, or asks something else by now: the answer was delivered all the same.
@@ -284,7 +284,7 @@ fn cancel(run: &Run, now: Timestamp) -> Outcome {
         State::Running(active) | State::InteractionRequired { active, .. } => {
             let mut draft = Draft::of(run, now);
             draft.next.canceled_at = Some(draft.now);
-            let (active, since) = (*active, draft.now);
+            let (active, since) = (active.clone(), draft.now);
             let stop = Effect::Stop(active.lease, StopReason::Canceled);
             changed(draft.to(State::Canceling { active, since }, vec![stop]))
         }

@@ -124,12 +124,14 @@ pub struct Spec {
 }
 
 /// The clock of an execution under a lease.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Active {
     /// The lease that it runs under.
     pub lease: Lease,
     /// How long people took to answer so far, in milliseconds: the total deadline stands still meanwhile.
     pub paused_ms: u64,
+    /// The question that was asked last: its report, delivered again after the answer, must not open it again.
+    pub last_question: Option<String>,
 }
 
 /// The state, with what only this state has.

@@ -1,1 +1,308 @@
+//! The whole state x command table as a snapshot, and random histories against the named invariants.
 
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use uuid::Uuid;
+
+use super::*;
+use crate::error::ErrorCode;
+use crate::id::{RunId, RunnerId, SessionId, TaskId};
+use crate::task::Settings;
+use crate::time::Timestamp;
+
+const START: Timestamp = Timestamp(1_000_000);
+
+fn lease(token: LeaseToken) -> Lease {
+    let session_id = SessionId::from_uuid(Uuid::from_u128(u128::from(token)));
+    Lease { session_id, runner_id: RunnerId::from_uuid(Uuid::from_u128(1)), token }
+}
+
+fn described(settings: Settings) -> Run {
+    let spec = Spec {
+        task_id: TaskId::from_uuid(Uuid::from_u128(2)),
+        task_version: 1,
+        agent_id: "agt_exec".parse().ok(),
+        source_id: None,
+        credential_id: None,
+        wanted_session: None,
+        metadata: BTreeMap::new(),
+        settings,
+        retry_of: None,
+        traceparent: None,
+    };
+    Run {
+        id: RunId::from_uuid(Uuid::from_u128(3)),
+        tenant: "acme".parse().unwrap(),
+        spec: Arc::new(spec),
+        seq: 0,
+        attempt: 1,
+        state: State::Queued { since: START },
+        session_id: None,
+        errors: Vec::new(),
+        created_at: START,
+        started_at: None,
+        finished_at: None,
+        canceled_at: None,
+        updated_at: START,
+        last_activity: START,
+        input: Bytes::from_static(b"{}"),
+        output: None,
+    }
+}
+
+fn settings() -> Settings {
+    Settings { timeout_seconds: Some(7200), review_seconds: Some(60), max_attempts: 2, ..Settings::default() }
+}
+
+fn question(id: &str) -> Question {
+    let field = InteractionField { name: "code".into(), r#type: "code".into(), label: String::new(), options: vec![] };
+    Question { id: id.into(), r#type: "mfa".into(), message: "code?".into(), fields: vec![field] }
+}
+
+fn output(misfit: Option<&str>) -> Output {
+    Output { json: Bytes::from_static(b"1"), misfit: misfit.map(Into::into) }
+}
+
+fn expire(kind: DeadlineKind, version: u64) -> Command {
+    Command::Expire { kind, version, last_activity: START }
+}
+
+fn must(run: &Run, command: Command, now: Timestamp) -> Run {
+    match apply(run, command, now) {
+        Outcome::Changed(change) => {
+            assert_eq!(check_change(run, &change.next), Ok(()));
+            change.next
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A run in each state; those with a lease hold token 7.
+fn each_state(settings: &Settings) -> Vec<Run> {
+    let at = START.plus_seconds(1);
+    let queued = submit(described(settings.clone()), Ok(()), START).next;
+    let running = must(&queued, Command::Grant { lease: lease(7), attempt: 1 }, at);
+    let asking = must(&running, Command::Ask { token: 7, question: question("q1") }, at);
+    let reviewed = Settings { review: true, ..settings.clone() };
+    let review = must(
+        &must(&submit(described(reviewed), Ok(()), START).next, Command::Grant { lease: lease(7), attempt: 1 }, at),
+        Command::Finish { token: 7, output: output(None) },
+        at,
+    );
+    let completed = must(&running, Command::Finish { token: 7, output: output(None) }, at);
+    let failed = must(&running, Command::Fail { token: 7, errors: Vec::new() }, at);
+    let canceling = must(&running, Command::Cancel, at);
+    let canceled = must(&canceling, Command::Stopped { token: 7 }, at);
+    vec![queued, running, asking, review, completed, failed, canceling, canceled]
+}
+
+fn each_command(seq: u64) -> Vec<(&'static str, Command)> {
+    let lost = |token, reason| Command::Lost { token, reason, message: "gone".into() };
+    let mut commands = vec![
+        ("grant", Command::Grant { lease: lease(8), attempt: 1 }),
+        ("grant, the same", Command::Grant { lease: lease(7), attempt: 1 }),
+        ("grant, other attempt", Command::Grant { lease: lease(8), attempt: 2 }),
+        ("ask", Command::Ask { token: 7, question: question("q2") }),
+        ("ask, the same", Command::Ask { token: 7, question: question("q1") }),
+        ("ask, stale", Command::Ask { token: 6, question: question("q2") }),
+        ("ask, no fields", Command::Ask { token: 7, question: Question { fields: vec![], ..question("q2") } }),
+        ("answered", Command::Answered { interaction_id: "q1".into() }),
+        ("answered, other", Command::Answered { interaction_id: "q0".into() }),
+        ("finish, fits", Command::Finish { token: 7, output: output(None) }),
+        ("finish, misfit", Command::Finish { token: 7, output: output(Some("no")) }),
+        ("finish, stale", Command::Finish { token: 6, output: output(None) }),
+        ("fail", Command::Fail { token: 7, errors: vec![ErrorCode::SOURCE_ERROR.with("x")] }),
+        ("fail, stale", Command::Fail { token: 6, errors: Vec::new() }),
+        ("stopped", Command::Stopped { token: 7 }),
+        ("stopped, stale", Command::Stopped { token: 6 }),
+        ("lost", lost(7, LostReason::RunnerLost)),
+        ("lost, ended by a user", lost(7, LostReason::SessionEnded)),
+        ("lost, stale", lost(6, LostReason::RunnerLost)),
+        ("cancel", Command::Cancel),
+        ("approve", Command::Review { decision: Decision::Approve, comment: String::new() }),
+        ("reject", Command::Review { decision: Decision::Reject, comment: "no".into() }),
+    ];
+    for (name, kind) in [
+        ("expire queue", DeadlineKind::Queue),
+        ("expire inactivity", DeadlineKind::Inactivity),
+        ("expire total", DeadlineKind::Total),
+        ("expire interaction", DeadlineKind::Interaction),
+        ("expire review", DeadlineKind::Review),
+        ("expire stop grace", DeadlineKind::StopGrace),
+    ] {
+        commands.push((name, expire(kind, seq)));
+    }
+    commands.push(("expire inactivity, older version", expire(DeadlineKind::Inactivity, seq - 1)));
+    commands
+}
+
+fn told(outcome: &Outcome) -> String {
+    match outcome {
+        Outcome::Changed(change) => {
+            let next = &change.next;
+            let errors: Vec<String> =
+                next.errors.iter().map(|error| format!("{}/{}", error.code.kind, error.code.code)).collect();
+            let effects: Vec<String> = change
+                .effects
+                .iter()
+                .map(|effect| match effect {
+                    Effect::Acquire => "acquire".into(),
+                    Effect::Withdraw => "withdraw".into(),
+                    Effect::Assign(lease) => format!("assign {}", lease.token),
+                    Effect::Stop(lease, _) => format!("stop {}", lease.token),
+                    Effect::Release { lease, discard } => {
+                        format!("{} {}", if *discard { "discard" } else { "release" }, lease.token)
+                    }
+                })
+                .collect();
+            format!("-> {} {} [{}]", next.status().as_str(), errors.join(" "), effects.join(", "))
+        }
+        Outcome::Ignored(reason) => format!("ignored: {reason:?}"),
+        Outcome::Rejected(error) => format!("rejected: {}/{}", error.code.kind, error.code.code),
+    }
+}
+
+#[test]
+fn the_whole_table() {
+    let late = START.plus_seconds(100_000);
+    let mut table = String::new();
+    for run in each_state(&settings()) {
+        assert_eq!(check(&run), Ok(()));
+        writeln!(table, "{}", run.status().as_str()).unwrap();
+        for (name, command) in each_command(run.seq) {
+            let outcome = apply(&run, command, late);
+            if let Outcome::Changed(change) = &outcome {
+                assert_eq!(check_change(&run, &change.next), Ok(()), "{} {name}", run.status().as_str());
+            }
+            writeln!(table, "    {name:<32} {}", told(&outcome)).unwrap();
+        }
+    }
+    insta::assert_snapshot!(table);
+}
+
+#[test]
+fn an_invalid_submission_fails_with_its_error_and_one_event() {
+    let change = submit(described(settings()), Err(ErrorCode::INPUT_INVALID.with("no")), START);
+    assert_eq!((change.next.status(), change.next.seq, check(&change.next)), (RunStatus::Failed, 1, Ok(())));
+    assert!(change.effects.is_empty());
+}
+
+#[test]
+fn a_deadline_that_has_not_passed_changes_nothing() {
+    for run in each_state(&settings()) {
+        for deadline in armed(&run).deadlines() {
+            let just_before = Timestamp(deadline.at.0 - 1);
+            let command = expire(deadline.kind, run.seq);
+            assert_eq!(apply(&run, command.clone(), just_before), Outcome::Ignored(Ignored::NotYet));
+            assert!(matches!(apply(&run, command, deadline.at), Outcome::Changed(_)), "{deadline:?}");
+        }
+    }
+}
+
+#[test]
+fn activity_moves_the_inactivity_deadline_and_waiting_for_a_person_stops_the_clocks() {
+    let mut run = each_state(&settings()).swap_remove(1);
+    assert!(touch(&mut run, 7, START.plus_seconds(600)) && !touch(&mut run, 6, START.plus_seconds(900)));
+    assert_eq!(armed(&run).deadlines()[0].at, START.plus_seconds(600 + 1800));
+    let total = armed(&run).deadlines()[1].at;
+    let asking = must(&run, Command::Ask { token: 7, question: question("q1") }, START.plus_seconds(700));
+    assert_eq!(armed(&asking).deadlines().len(), 1);
+    let answered = must(&asking, Command::Answered { interaction_id: "q1".into() }, START.plus_seconds(1000));
+    assert_eq!(armed(&answered).deadlines()[1].at, total.plus_seconds(300));
+}
+
+#[test]
+fn a_question_that_was_answered_is_not_opened_again_by_its_late_repetition() {
+    let at = START.plus_seconds(2);
+    let asking = each_state(&settings()).swap_remove(2);
+    let answered = must(&asking, Command::Answered { interaction_id: "q1".into() }, at);
+    let repeated = Command::Ask { token: 7, question: question("q1") };
+    assert_eq!(apply(&answered, repeated, at), Outcome::Ignored(Ignored::Repeated));
+    must(&answered, Command::Ask { token: 7, question: question("q2") }, at);
+}
+
+#[test]
+fn review_without_a_limit_says_so() {
+    let unlimited = Settings { review_seconds: None, ..settings() };
+    assert_eq!(armed(&each_state(&unlimited)[3]), Armed::ReviewWithoutLimit);
+}
+
+#[test]
+fn an_answer_is_checked_against_the_fields_without_telling_it() {
+    let question = question("q");
+    let check = |json: &str| check_answer(&question, &serde_json::from_str(json).unwrap());
+    assert_eq!(check(r#"{"code":"123456"}"#), Ok(()));
+    for (json, code) in [
+        ("[]", ErrorCode::INPUT_INVALID),
+        ("{}", ErrorCode::INPUT_MISSING),
+        (r#"{"code":null}"#, ErrorCode::INPUT_MISSING),
+        (r#"{"code":424242}"#, ErrorCode::INPUT_INVALID),
+        (r#"{"code":"424242","other":"424242"}"#, ErrorCode::FIELD_UNKNOWN),
+    ] {
+        let error = check(json).unwrap_err();
+        assert_eq!(error.code, code, "{json}");
+        assert!(!error.message.contains("424242"), "{error}");
+    }
+}
+
+fn any_command() -> impl Strategy<Value = (usize, u64, i64)> {
+    (0..each_command(1).len(), 0u64..4, 0i64..4_000_000)
+}
+
+/// The commands of the table, under any of a few tokens and attempts.
+fn with_token(command: Command, token: LeaseToken, run: &Run) -> Command {
+    match command {
+        Command::Grant { .. } => Command::Grant { lease: lease(token), attempt: run.attempt },
+        Command::Ask { question, .. } => Command::Ask { token, question },
+        Command::Finish { output, .. } => Command::Finish { token, output },
+        Command::Fail { errors, .. } => Command::Fail { token, errors },
+        Command::Stopped { .. } => Command::Stopped { token },
+        Command::Lost { reason, message, .. } => Command::Lost { token, reason, message },
+        Command::Expire { kind, last_activity, .. } => Command::Expire { kind, version: run.seq, last_activity },
+        other => other,
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    /// Duplicates, reordering, stale leases, clocks that jump, and a crash before any commit (the change is
+    /// dropped and the command comes again): the invariants hold after each step, and a final run stays as it is.
+    #[test]
+    fn random_histories_keep_the_invariants(
+        history in prop::collection::vec((any_command(), any::<bool>(), any::<bool>()), 1..60),
+        review in any::<bool>(),
+    ) {
+        let mut run = submit(described(Settings { review, ..settings() }), Ok(()), START).next;
+        prop_assert_eq!(check(&run), Ok(()));
+        let mut events = vec![run.seq];
+        for ((at, token, offset), twice, crash) in history {
+            let command = with_token(each_command(run.seq).swap_remove(at).1, token, &run);
+            for _ in 0..=usize::from(twice) {
+                let before = run.clone();
+                let holder = run.lease().map(|lease| lease.token);
+                let Outcome::Changed(change) = apply(&run, command.clone(), START.plus_millis(offset)) else { continue };
+                prop_assert_eq!(check_change(&before, &change.next), Ok(()));
+                let reported = matches!(command, Command::Ask { .. } | Command::Finish { .. } | Command::Fail { .. }
+                    | Command::Stopped { .. } | Command::Lost { .. });
+                prop_assert!(!reported || holder == Some(token), "a stale lease moved the run");
+                prop_assert!(holder.is_none() || change.next.lease().is_some()
+                    || change.effects.iter().any(|effect| matches!(effect, Effect::Release { lease, .. }
+                        if Some(lease.token) == holder)), "a lease was dropped without a release");
+                if crash {
+                    continue;
+                }
+                run = change.next;
+                events.push(run.seq);
+            }
+        }
+        let expected: Vec<u64> = (1..=run.seq).collect();
+        prop_assert_eq!(events, expected);
+        let stored: Run = serde_json::from_str(&serde_json::to_string(&run).unwrap()).unwrap();
+        prop_assert_eq!(Run { input: run.input.clone(), output: run.output.clone(), ..stored }, run);
+    }
+}

@@ -1,0 +1,49 @@
+//! Level-triggered safety: what a run waits for is sent again until its consequence is seen.
+
+use std::time::Duration;
+
+use errand_core::RunId;
+use errand_core::run::Run;
+use errand_store::StoreError;
+use tokio_util::sync::CancellationToken;
+
+use crate::effects::Effects;
+use crate::engine::now;
+use crate::store::Store;
+
+const EVERY: Duration = Duration::from_secs(5);
+/// A run that has just changed is not swept: what its change asks for is under way.
+const SETTLED_MS: u64 = 3_000;
+const PAGE: u32 = 1_000;
+
+/// Sweeps until shutdown.
+///
+/// # Errors
+/// None at present: what fails is tried by the next sweep.
+pub async fn run(store: Store, effects: Effects, shutdown: CancellationToken) -> anyhow::Result<()> {
+    loop {
+        if let Err(error) = sweep(&store, &effects).await {
+            tracing::warn!(%error, "a sweep broke off");
+        }
+        tokio::select! {
+            () = tokio::time::sleep(EVERY) => {}
+            () = shutdown.cancelled() => return Ok(()),
+        }
+    }
+}
+
+async fn sweep(store: &Store, effects: &Effects) -> Result<(), StoreError> {
+    let mut after: Option<RunId> = None;
+    loop {
+        let page = store.open_runs(after, PAGE).await?;
+        let now = now();
+        let is_due = |run: &&Run| now.millis_since(run.updated_at) >= SETTLED_MS && effects.is_owed(run);
+        let due: Vec<RunId> = page.iter().filter(is_due).map(|run| run.id).collect();
+        // Once more, whole: the page holds no inputs.
+        effects.send_again(&store.runs(&due).await?);
+        match page.last() {
+            Some(last) if page.len() == PAGE as usize => after = Some(last.id),
+            _ => return Ok(()),
+        }
+    }
+}

@@ -1,0 +1,458 @@
+//! The only importer of the bus's services and of request types: decode, convert, handle, reply.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use errand_bus::{Bus, BusError, ConsumerConfig, Delivery, Service, StreamKind, Verdict};
+use errand_core::run::{Command, Ignored, LostReason, Output, Run, RunStatus, State, armed, check_answer};
+use errand_core::task::Definition;
+use errand_core::{Error, ErrorCode, RunId, TaskId, Tenant, Timestamp, limits};
+use errand_proto::event::TaskRef;
+use errand_proto::{id, lease, named, optional_id, v1};
+use errand_store::Outbox;
+use futures::future::join_all;
+use futures::{Stream, StreamExt};
+use prost::Message;
+use tokio_util::sync::CancellationToken;
+
+use crate::catalog::{Catalog, unavailable};
+use crate::effects::Effects;
+use crate::engine::{Done, Handle};
+use crate::store::Store;
+use crate::submissions::{Prepared, new_run_id, prepare, run_id_of_message};
+use crate::tasks::Tasks;
+
+/// Requests of one method that are handled at once.
+const IN_FLIGHT: usize = 2048;
+/// Most runs in one page of deadlines.
+const MAX_DEADLINES: u32 = 10_000;
+
+/// What every handler reaches.
+#[derive(Debug)]
+pub struct Dispatcher {
+    /// The broker.
+    pub bus: Bus,
+    /// Runs and tasks, to read.
+    pub store: Store,
+    /// Events, to read.
+    pub outbox: Outbox,
+    /// Task versions.
+    pub catalog: Arc<Catalog>,
+    /// Task definitions.
+    pub tasks: Tasks,
+    /// The one writer.
+    pub engine: Handle,
+    /// Who was told what.
+    pub effects: Effects,
+}
+
+type Shared = Arc<Dispatcher>;
+
+/// Offers all methods.
+///
+/// # Errors
+/// [`BusError::Listen`].
+pub async fn serve(shared: &Shared) -> Result<Service, BusError> {
+    let subjects = shared.bus.subjects();
+    let mut service = Service::builder(&shared.bus, "dispatcher", "owns runs and tasks");
+    macro_rules! offer {
+        ($($subject:ident $method:literal => $handler:ident),* $(,)?) => {$(
+            let handling = Arc::clone(shared);
+            let subject = offer!(@$subject $method);
+            service = service.endpoint($method, subject, IN_FLIGHT, move |request| {
+                let shared = Arc::clone(&handling);
+                async move { $handler(&shared, request).await }
+            });
+        )*};
+        (@api $method:literal) => { subjects.api("dispatcher", $method) };
+        (@run $method:literal) => { subjects.run($method) };
+    }
+    offer! {
+        api "submit_runs" => submit_runs,
+        api "get_run" => get_run,
+        api "cancel_run" => cancel_run,
+        api "interact" => interact,
+        api "review_run" => review_run,
+        api "retry_run" => retry_run,
+        api "list_events" => list_events,
+        api "list_deadlines" => list_deadlines,
+        api "create_task" => create_task,
+        api "update_task" => update_task,
+        api "get_task" => get_task,
+        api "delete_task" => delete_task,
+        run "grant" => grant,
+        run "lost" => lost,
+        run "report" => report,
+        run "expire" => expire,
+        run "leases" => check_leases,
+    }
+    service.start().await
+}
+
+/// Takes the run requests of the submit stream until shutdown.
+///
+/// # Errors
+/// What [`errand_bus::consume`] says.
+pub async fn take_submissions(shared: Shared, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let config = ConsumerConfig {
+        durable: "dispatcher",
+        stream: StreamKind::Submit,
+        ack_wait: Duration::from_secs(30),
+        max_deliver: 20,
+        in_flight: 1024,
+        dead_letter: "submit",
+    };
+    let bus = shared.bus.clone();
+    let handler = move |delivery| {
+        let shared = Arc::clone(&shared);
+        async move { take_submission(&shared, delivery).await }
+    };
+    Ok(errand_bus::consume(&bus, config, shutdown, handler).await?)
+}
+
+async fn take_submission(shared: &Dispatcher, delivery: Delivery) -> Verdict {
+    let Some(tenant) = shared.bus.subjects().tenant_of_submit(&delivery.subject) else {
+        return Verdict::DeadLetter("the subject names no tenant".into());
+    };
+    let mut request = match v1::RunRequest::decode(delivery.payload) {
+        Ok(request) => request,
+        Err(error) => return Verdict::DeadLetter(format!("the run request cannot be read: {error}")),
+    };
+    if request.traceparent.is_empty() {
+        request.traceparent = delivery.traceparent.unwrap_or_default();
+    }
+    let (message_id, sequence, at) = (delivery.message_id, delivery.stream_sequence, delivery.published_at_ms);
+    let name = || run_id_of_message(&tenant, message_id.as_deref(), sequence, at);
+    let submitted = match prepare(&shared.catalog, &tenant, request, None, name).await {
+        Ok(Prepared { run, validity }) => shared.engine.submit(run, validity).await,
+        Err(error) => Err(error),
+    };
+    match submitted {
+        Ok(_) => Verdict::Ack,
+        Err(error) if error.code.kind == "api" => Verdict::RetryAfter(Duration::from_secs(1)),
+        Err(error) => Verdict::DeadLetter(error.to_string()),
+    }
+}
+
+/// Takes note of the agents' signs of life, and of a pool that has restarted, until shutdown.
+///
+/// # Errors
+/// Where a subscription cannot be made, or ends.
+pub async fn listen(shared: Shared, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let subjects = shared.bus.subjects();
+    let activity = shared.bus.subscribe(subjects.activity_all()).await?;
+    let hello = shared.bus.subscribe(subjects.pool("hello")).await?;
+    tokio::select! {
+        () = note_activity(&shared, activity) => anyhow::bail!("the subscription to activity ended"),
+        () = note_hello(&shared, hello) => anyhow::bail!("the subscription to the pool's hello ended"),
+        () = shutdown.cancelled() => Ok(()),
+    }
+}
+
+async fn note_activity(shared: &Dispatcher, mut activity: impl Stream<Item = errand_bus::Incoming> + Unpin) {
+    while let Some(message) = activity.next().await {
+        let Ok(activity) = v1::Activity::decode(message.payload) else { continue };
+        if let Ok(run_id) = id("run_id", &activity.run_id) {
+            shared.engine.activity(run_id, activity.lease_token, Timestamp(activity.at_ms));
+        }
+    }
+}
+
+async fn note_hello(shared: &Dispatcher, mut hello: impl Stream<Item = errand_bus::Incoming> + Unpin) {
+    while let Some(message) = hello.next().await {
+        if let Ok(hello) = v1::PoolHello::decode(message.payload) {
+            shared.effects.pool_epoch(&hello.epoch);
+        }
+    }
+}
+
+fn tenant(text: &str) -> Result<Tenant, Error> {
+    id("tenant", text)
+}
+
+fn found(run: Option<Run>, tenant: &Tenant, run_id: RunId) -> Result<Run, Error> {
+    run.filter(|run| run.tenant == *tenant)
+        .ok_or_else(|| ErrorCode::TASK_RUN_NOT_FOUND.with(format!("there is no task run {run_id}")))
+}
+
+async fn read_run(shared: &Dispatcher, tenant: &Tenant, run_id: RunId) -> Result<Run, Error> {
+    let run = shared.store.runs(&[run_id]).await.map_err(unavailable)?.pop();
+    found(run, tenant, run_id)
+}
+
+fn answered(done: &Done) -> v1::RunResponse {
+    v1::RunResponse { run: Some((&done.run).into()) }
+}
+
+async fn submit_runs(shared: &Dispatcher, request: v1::SubmitRunsRequest) -> Result<v1::SubmitRunsResponse, Error> {
+    let tenant = tenant(&request.tenant)?;
+    let count = request.requests.len();
+    if !(1..=limits::MAX_SUBMIT_BATCH).contains(&count) {
+        let message = format!("there must be 1..{} requests, not {count}", limits::MAX_SUBMIT_BATCH);
+        return Err(ErrorCode::INPUT_INVALID.with(message).at("requests"));
+    }
+    let each = request.requests.into_iter().map(|request| submit_one(shared, &tenant, request, None));
+    let results = join_all(each).await.into_iter().map(|result| v1::SubmitRunResult {
+        outcome: Some(match result {
+            Ok(done) => v1::submit_run_result::Outcome::Run((&done.run).into()),
+            Err(error) => v1::submit_run_result::Outcome::Error((&error).into()),
+        }),
+    });
+    Ok(v1::SubmitRunsResponse { results: results.collect() })
+}
+
+/// Over request/reply an input that does not fit makes no run: the asker is there to be told.
+async fn submit_one(
+    shared: &Dispatcher,
+    tenant: &Tenant,
+    request: v1::RunRequest,
+    retry_of: Option<RunId>,
+) -> Result<Done, Error> {
+    let Prepared { run, validity } = prepare(&shared.catalog, tenant, request, retry_of, new_run_id).await?;
+    validity?;
+    shared.engine.submit(run, Ok(())).await
+}
+
+async fn get_run(shared: &Dispatcher, request: v1::GetRunRequest) -> Result<v1::GetRunResponse, Error> {
+    let (tenant, run_id) = (tenant(&request.tenant)?, id("run_id", &request.run_id)?);
+    let run = read_run(shared, &tenant, run_id).await?;
+    let mut view = v1::Run::from(&run);
+    if request.include_input {
+        view.input = Some(run.input.clone());
+    }
+    let events = if request.include_events {
+        let object = *run_id.uuid().as_bytes();
+        shared.outbox.events_of(object, 0, 1_000).await.map_err(unavailable)?
+    } else {
+        Vec::new()
+    };
+    Ok(v1::GetRunResponse { run: Some(view), events })
+}
+
+async fn cancel_run(shared: &Dispatcher, request: v1::CancelRunRequest) -> Result<v1::RunResponse, Error> {
+    let (tenant, run_id) = (tenant(&request.tenant)?, id("run_id", &request.run_id)?);
+    shared.engine.apply(run_id, Some(tenant), Command::Cancel).await.map(|done| answered(&done))
+}
+
+/// The answer goes to the runner first and is never stored: once the runner has it, the run moves on (ADR 0005).
+async fn interact(shared: &Dispatcher, request: v1::InteractRequest) -> Result<v1::RunResponse, Error> {
+    let (tenant, run_id) = (tenant(&request.tenant)?, id("run_id", &request.run_id)?);
+    let run = read_run(shared, &tenant, run_id).await?;
+    let not_pending = || ErrorCode::INTERACTION_NOT_PENDING.with(format!("the run is {}", run.status().as_str()));
+    let State::InteractionRequired { active, interaction, .. } = &run.state else { return Err(not_pending()) };
+    let answer = serde_json::from_slice(&request.input)
+        .map_err(|_| ErrorCode::INPUT_INVALID.with("input is not JSON").at("input"))?;
+    check_answer(&interaction.question, &answer)?;
+    let subject = shared.bus.subjects().runner(active.lease.runner_id, "input");
+    let input = v1::InputRequest {
+        run_id: request.run_id,
+        lease_token: active.lease.token,
+        interaction_id: interaction.question.id.clone(),
+        input: request.input,
+    };
+    let taken: v1::InputResponse = shared.bus.request(subject, &input).await.map_err(|error| {
+        tracing::warn!(%error, run = %run_id, "the runner did not take an answer");
+        ErrorCode::API_UNAVAILABLE.with("the runner does not answer; try again")
+    })?;
+    if !taken.taken {
+        return Err(not_pending());
+    }
+    let command = Command::Answered { interaction_id: interaction.question.id.clone() };
+    shared.engine.apply(run_id, Some(tenant), command).await.map(|done| answered(&done))
+}
+
+async fn review_run(shared: &Dispatcher, request: v1::ReviewRequest) -> Result<v1::RunResponse, Error> {
+    let (tenant, run_id) = (tenant(&request.tenant)?, id("run_id", &request.run_id)?);
+    let decision = named("decision", request.decision, |wire: v1::ReviewDecision| wire.try_into().ok())?;
+    let command = Command::Review { decision, comment: request.comment };
+    shared.engine.apply(run_id, Some(tenant), command).await.map(|done| answered(&done))
+}
+
+async fn retry_run(shared: &Dispatcher, request: v1::RetryRunRequest) -> Result<v1::RunResponse, Error> {
+    let (tenant, run_id) = (tenant(&request.tenant)?, id("run_id", &request.run_id)?);
+    optional_id::<RunId>("new_run_id", &request.new_run_id)?;
+    let run = read_run(shared, &tenant, run_id).await?;
+    let spec = &run.spec;
+    let again = v1::RunRequest {
+        run_id: request.new_run_id,
+        task_id: spec.task_id.to_string(),
+        input: run.input.clone(),
+        credential_id: spec.credential_id.map(|id| id.to_string()).unwrap_or_default(),
+        source_id: spec.source_id.map(|id| id.to_string()).unwrap_or_default(),
+        session_id: String::new(),
+        priority: Some(spec.settings.priority),
+        metadata: spec.metadata.clone(),
+        timeout_seconds: spec.settings.timeout_seconds,
+        review: Some(spec.settings.review),
+        traceparent: String::new(),
+    };
+    submit_one(shared, &tenant, again, Some(run_id)).await.map(|done| answered(&done))
+}
+
+async fn list_events(shared: &Dispatcher, request: v1::ListEventsRequest) -> Result<v1::ListEventsResponse, Error> {
+    let tenant = tenant(&request.tenant)?;
+    let run_id: RunId = id("object_id", &request.object_id)?;
+    read_run(shared, &tenant, run_id).await?;
+    let page = errand_proto::page(Some(&v1::Page { limit: request.limit, ..v1::Page::default() }))?;
+    let object = *run_id.uuid().as_bytes();
+    let mut events = shared.outbox.events_of(object, 0, 1_000).await.map_err(unavailable)?;
+    if !request.after_id.is_empty() {
+        let at = events.iter().position(|event| event.id == request.after_id);
+        let at = at.ok_or_else(|| ErrorCode::EVENT_NOT_FOUND.with("the run has no such event").at("after_id"))?;
+        events.drain(..=at);
+    }
+    let has_more = events.len() > page.limit as usize;
+    events.truncate(page.limit as usize);
+    Ok(v1::ListEventsResponse { events, has_more })
+}
+
+fn armed_run(run: &Run) -> v1::ArmedRun {
+    let deadlines = armed(run).deadlines().iter().map(Into::into).collect();
+    v1::ArmedRun { run_id: run.id.to_string(), version: run.seq, deadlines }
+}
+
+async fn list_deadlines(
+    shared: &Dispatcher,
+    request: v1::ListDeadlinesRequest,
+) -> Result<v1::ListDeadlinesResponse, Error> {
+    let after = optional_id("after_run_id", &request.after_run_id)?;
+    let limit = request.limit.clamp(1, MAX_DEADLINES);
+    let runs = shared.store.open_runs(after, limit).await.map_err(unavailable)?;
+    Ok(v1::ListDeadlinesResponse { has_more: runs.len() == limit as usize, runs: runs.iter().map(armed_run).collect() })
+}
+
+fn task_of(task: Option<v1::Task>) -> Result<v1::Task, Error> {
+    task.ok_or_else(|| ErrorCode::INPUT_MISSING.with("task is missing").at("task"))
+}
+
+fn task_response(task: &errand_core::task::Task) -> v1::TaskResponse {
+    v1::TaskResponse { task: Some(task.into()) }
+}
+
+async fn create_task(shared: &Dispatcher, request: v1::CreateTaskRequest) -> Result<v1::TaskResponse, Error> {
+    let (tenant, definition) = (tenant(&request.tenant)?, Definition::try_from(task_of(request.task)?)?);
+    shared.tasks.create(&tenant, definition, request.upsert).await.map(|task| task_response(&task))
+}
+
+async fn update_task(shared: &Dispatcher, request: v1::UpdateTaskRequest) -> Result<v1::TaskResponse, Error> {
+    let (tenant, task) = (tenant(&request.tenant)?, task_of(request.task)?);
+    let task_id: TaskId = id("task.id", &task.id)?;
+    let definition = Definition::try_from(task)?;
+    shared.tasks.update(&tenant, task_id, definition).await.map(|task| task_response(&task))
+}
+
+async fn get_task(shared: &Dispatcher, request: v1::GetTaskRequest) -> Result<v1::TaskResponse, Error> {
+    let (tenant, task) = (tenant(&request.tenant)?, TaskRef::parse("task_id", &request.task_id)?);
+    shared.tasks.get(&tenant, &task, request.version).await.map(|task| task_response(&task))
+}
+
+async fn delete_task(shared: &Dispatcher, request: v1::DeleteTaskRequest) -> Result<v1::TaskResponse, Error> {
+    let (tenant, task) = (tenant(&request.tenant)?, TaskRef::parse("task_id", &request.task_id)?);
+    shared.tasks.delete(&tenant, &task).await.map(|task| task_response(&task))
+}
+
+async fn grant(shared: &Dispatcher, request: v1::GrantRequest) -> Result<v1::GrantResponse, Error> {
+    shared.effects.pool_epoch(&request.epoch);
+    let each = request.grants.into_iter().map(|grant| async move {
+        let (run_id, lease) = (id("run_id", &grant.run_id)?, lease(grant.lease.as_ref())?);
+        let command = Command::Grant { lease, attempt: grant.attempt };
+        let accepted = match shared.engine.apply(run_id, None, command).await {
+            Ok(done) => done.ignored.is_none_or(|reason| reason == Ignored::Repeated),
+            Err(error) if error.code == ErrorCode::TASK_RUN_NOT_FOUND => false,
+            // The pool asks again: what became of the grant is not known here.
+            Err(error) => return Err(error),
+        };
+        Ok(v1::GrantAnswer { run_id: grant.run_id, accepted })
+    });
+    Ok(v1::GrantResponse { answers: join_all(each).await.into_iter().collect::<Result<_, Error>>()? })
+}
+
+async fn lost(shared: &Dispatcher, request: v1::LostRequest) -> Result<v1::LostResponse, Error> {
+    let each = request.losses.into_iter().map(|loss| async move {
+        let (run_id, lease) = (id("run_id", &loss.run_id)?, lease(loss.lease.as_ref())?);
+        let reason = named("reason", loss.reason, |reason: v1::LostReason| match reason {
+            v1::LostReason::Unspecified => None,
+            v1::LostReason::RunnerLost => Some(LostReason::RunnerLost),
+            v1::LostReason::SessionFailed => Some(LostReason::SessionFailed),
+            v1::LostReason::SessionEnded => Some(LostReason::SessionEnded),
+        })?;
+        known(
+            shared
+                .engine
+                .apply(run_id, None, Command::Lost { token: lease.token, reason, message: loss.message })
+                .await,
+        )
+    });
+    join_all(each).await.into_iter().collect::<Result<Vec<_>, Error>>()?;
+    Ok(v1::LostResponse {})
+}
+
+/// A run that is not there cannot be moved, and asking again would not help.
+fn known(done: Result<Done, Error>) -> Result<Option<Done>, Error> {
+    match done {
+        Ok(done) => Ok(Some(done)),
+        Err(error) if error.code == ErrorCode::TASK_RUN_NOT_FOUND => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+async fn report(shared: &Dispatcher, request: v1::ReportRequest) -> Result<v1::ReportResponse, Error> {
+    let each = request.reports.into_iter().map(|report| async move {
+        let run_id: RunId = id("run_id", &report.run_id)?;
+        let done = known(shared.engine.apply(run_id, None, command_of(report)?).await)?;
+        let accepted = done.is_some_and(|done| done.ignored.is_none_or(|reason| reason == Ignored::Repeated));
+        Ok(v1::ReportAnswer { run_id: run_id.to_string(), accepted })
+    });
+    Ok(v1::ReportResponse { answers: join_all(each).await.into_iter().collect::<Result<_, Error>>()? })
+}
+
+fn command_of(report: v1::Report) -> Result<Command, Error> {
+    use v1::report::What;
+    let token = report.lease_token;
+    let what = report.what.ok_or_else(|| ErrorCode::INPUT_MISSING.with("what is missing").at("what"))?;
+    Ok(match what {
+        What::Interaction(interaction) => Command::Ask { token, question: interaction.into() },
+        What::Finished(finished) if finished.output.len() > limits::MAX_VALUE_BYTES => {
+            let message = format!("output is larger than {} bytes", limits::MAX_VALUE_BYTES);
+            Command::Fail { token, errors: vec![ErrorCode::OUTPUT_INVALID.with(message).at("output")] }
+        }
+        What::Finished(finished) => {
+            let json = if finished.output.is_empty() { "null".into() } else { finished.output };
+            Command::Finish { token, output: Output { json, misfit: None } }
+        }
+        What::Failed(failed) => Command::Fail { token, errors: failed.errors.into_iter().map(Error::from).collect() },
+        What::Stopped(v1::Stopped {}) => Command::Stopped { token },
+    })
+}
+
+async fn expire(shared: &Dispatcher, request: v1::ExpireRequest) -> Result<v1::ExpireResponse, Error> {
+    let each = request.expiries.into_iter().map(|expiry| async move {
+        let run_id: RunId = id("run_id", &expiry.run_id)?;
+        let kind = named("kind", expiry.kind, |kind: v1::DeadlineKind| kind.try_into().ok())?;
+        let last_activity = Timestamp(expiry.last_activity_ms);
+        let command = Command::Expire { kind, version: expiry.version, last_activity };
+        let done = known(shared.engine.apply(run_id, None, command).await)?;
+        let left = done.filter(|done| done.ignored.is_some()).map(|done| armed_run(&done.run));
+        Ok(left.unwrap_or_else(|| v1::ArmedRun { run_id: run_id.to_string(), ..v1::ArmedRun::default() }))
+    });
+    let armed = join_all(each).await.into_iter().collect::<Result<Vec<_>, Error>>()?;
+    Ok(v1::ExpireResponse { armed: armed.into_iter().filter(|run| run.version > 0).collect() })
+}
+
+async fn check_leases(shared: &Dispatcher, request: v1::CheckLeasesRequest) -> Result<v1::CheckLeasesResponse, Error> {
+    let mut asked = Vec::with_capacity(request.checks.len());
+    for check in request.checks {
+        asked.push((id::<RunId>("run_id", &check.run_id)?, lease(check.lease.as_ref())?));
+    }
+    let ids: Vec<RunId> = asked.iter().map(|(run_id, _)| *run_id).collect();
+    let runs = shared.store.runs(&ids).await.map_err(unavailable)?;
+    let holds = |run_id: RunId, token: u64| {
+        runs.iter().any(|run| {
+            // A queued run may be about to take this very lease.
+            run.id == run_id
+                && (run.status() == RunStatus::Queued || run.lease().is_some_and(|lease| lease.token == token))
+        })
+    };
+    let released = asked.iter().filter(|(run_id, lease)| !holds(*run_id, lease.token));
+    Ok(v1::CheckLeasesResponse { released_tokens: released.map(|(_, lease)| lease.token).collect() })
+}
