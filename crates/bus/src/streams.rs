@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use async_nats::jetstream::ErrorCode;
+use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind};
 use async_nats::jetstream::stream::{Config, DiscardPolicy, PersistenceMode, RetentionPolicy, StorageType};
 
 use crate::connection::{Bus, BusError};
@@ -11,9 +13,16 @@ const MONTH: Duration = Duration::from_secs(30 * 24 * 3600);
 /// How long a message id is remembered.
 const DEDUPE: Duration = Duration::from_secs(120);
 const MAX_MESSAGE: i32 = 1024 * 1024;
-const SUBMIT_BYTES: i64 = 4 << 30;
-const EVENT_BYTES: i64 = 32 << 30;
-const DEAD_LETTER_BYTES: i64 = 1 << 30;
+/// What is refused, or leaves at the old end, beyond so many. The broker sets bytes aside at once, so on a small disk, or
+/// one that many prefixes share, a stream gets fewer of them; messages it counts as they come.
+const SUBMIT_LIMIT: (i64, i64) = ((4 << 30) - CRUMB, 5_000_000);
+const EVENT_LIMIT: (i64, i64) = ((32 << 30) - CRUMB, 100_000_000);
+const DEAD_LETTER_LIMIT: (i64, i64) = ((1 << 30) - CRUMB, 1_000_000);
+/// Left over where sizes add up to the whole disk: a broker with no byte free takes no stream, not even one that sets
+/// nothing aside.
+const CRUMB: i64 = 1 << 20;
+/// A stream that cannot have so few bytes is limited by its messages alone, and by the broker's disk.
+const LEAST_BYTES: i64 = 64 << 20;
 
 /// Which stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,14 +69,16 @@ impl StreamKind {
                 subjects: vec![subjects.submit_all()],
                 retention: RetentionPolicy::WorkQueue,
                 discard: DiscardPolicy::New,
-                max_bytes: SUBMIT_BYTES,
+                max_bytes: SUBMIT_LIMIT.0,
+                max_messages: SUBMIT_LIMIT.1,
                 ..common
             },
             Self::Event => Config {
                 subjects: vec![subjects.events_of(None)],
                 retention: RetentionPolicy::Limits,
                 max_age: MONTH,
-                max_bytes: EVENT_BYTES,
+                max_bytes: EVENT_LIMIT.0,
+                max_messages: EVENT_LIMIT.1,
                 // The server allows it for one replica only.
                 persist_mode: (replicas == 1).then_some(PersistenceMode::Async),
                 ..common
@@ -76,10 +87,34 @@ impl StreamKind {
                 subjects: vec![subjects.dead_letter_all()],
                 retention: RetentionPolicy::Limits,
                 max_age: MONTH,
-                max_bytes: DEAD_LETTER_BYTES,
+                max_bytes: DEAD_LETTER_LIMIT.0,
+                max_messages: DEAD_LETTER_LIMIT.1,
                 ..common
             },
         }
+    }
+}
+
+/// Whether the broker's disk, or the account's share of it, has no room for what the stream is to set aside.
+fn lacks_room(error: &CreateStreamError) -> bool {
+    let CreateStreamErrorKind::JetStream(error) = error.kind() else { return false };
+    [
+        ErrorCode::STORAGE_RESOURCES_EXCEEDED,
+        ErrorCode::ACCOUNT_RESOURCES_EXCEEDED,
+        ErrorCode::INSUFFICIENT_RESOURCES,
+        ErrorCode::CLUSTER_NO_PEERS,
+    ]
+    .contains(&error.error_code())
+}
+
+fn refused_or_not_now(name: String, error: &CreateStreamError) -> BusError {
+    match error.kind() {
+        // 503: a cluster without a leader, or a broker that is still starting.
+        CreateStreamErrorKind::JetStream(error) if error.code() != 503 && error.error_code().0 != 0 => {
+            let what = format!("{error}. Set it as before, or delete the stream when nothing in it is needed");
+            BusError::Refused { name, what }
+        }
+        kind => BusError::Stream { name, what: kind.to_string() },
     }
 }
 
@@ -103,12 +138,31 @@ impl Bus {
     /// [`BusError::Stream`], naming the stream.
     pub async fn ensure_streams(&self) -> Result<(), BusError> {
         for kind in StreamKind::ALL {
-            let config = kind.config(self);
-            let name = config.name.clone();
-            self.jetstream()
-                .create_or_update_stream(config)
-                .await
-                .map_err(|error| BusError::Stream { name, what: error.to_string() })?;
+            self.ensure_stream(kind.config(self)).await?;
+        }
+        Ok(())
+    }
+
+    async fn ensure_stream(&self, mut config: Config) -> Result<(), BusError> {
+        let wanted = config.max_bytes;
+        loop {
+            let error = match self.jetstream().create_or_update_stream(config.clone()).await {
+                Ok(_) => break,
+                Err(error) => error,
+            };
+            if !lacks_room(&error) || config.max_bytes < 0 {
+                return Err(refused_or_not_now(config.name, &error));
+            }
+            config.max_bytes = match self.jetstream().get_stream(&config.name).await {
+                // It is there, and cannot grow now.
+                Ok(stream) if config.max_bytes == wanted => stream.cached_info().config.max_bytes,
+                _ if config.max_bytes / 4 >= LEAST_BYTES => config.max_bytes / 4 - CRUMB,
+                _ => -1,
+            };
+        }
+        if config.max_bytes != wanted {
+            let (stream, bytes) = (config.name, config.max_bytes);
+            tracing::info!(stream, wanted, bytes, "the broker has less room for this stream than it is to have");
         }
         Ok(())
     }
