@@ -14,6 +14,8 @@ tools: .tools/bin/nats-server ## fetch what the tests need into .tools/
 	sh tools/fetch-nats-server.sh
 
 test: tools ## everything
+	@sh tools/need-postgres.sh
+	cargo build --locked --workspace --bins
 	cargo test --locked --workspace
 
 check: ## formatting and lints
