@@ -38,6 +38,10 @@ pub struct Expiry {
     pub at: Timestamp,
     /// The newest sign of life that is known; of inactivity only.
     pub last_activity: Option<Timestamp>,
+    /// How often in a row the dispatcher failed on it.
+    pub failed: u8,
+    /// Whether the dispatcher has been asked about it before.
+    pub repeated: bool,
 }
 
 /// What a run has armed.
@@ -65,8 +69,11 @@ struct Entry {
     /// The entry's place in the heap, or [`ASKED`].
     node: u32,
     fixed_kind: DeadlineKind,
-    /// How often the dispatcher did not agree in a row.
+    /// How often in a row the dispatcher failed on it or did not see it as passed.
     again: u8,
+    /// How often it failed.
+    failed: u8,
+    asked_before: bool,
 }
 
 impl Entry {
@@ -80,6 +87,8 @@ impl Entry {
             node: ASKED,
             fixed_kind: DeadlineKind::Total,
             again: 0,
+            failed: 0,
+            asked_before: false,
         };
         for deadline in deadlines {
             match deadline.window_ms {
@@ -109,6 +118,8 @@ impl Entry {
             version: self.version,
             at: self.at(),
             last_activity: inactivity.then(|| self.inactive_at.plus_millis(-i64::from(self.window_ms))),
+            failed: self.failed,
+            repeated: self.asked_before,
         }
     }
 }
@@ -208,6 +219,7 @@ impl Timers {
             } else {
                 self.unschedule(slot);
                 expiries.push(entry.expiry());
+                self.entries[slot as usize].asked_before = true;
             }
         }
         expiries
@@ -219,7 +231,7 @@ impl Timers {
         match armed {
             Some(armed) => {
                 self.arm(expiry.run_id, armed.version, &armed.deadlines);
-                self.postpone(expiry, now);
+                self.later(expiry, now, false);
             }
             None => {
                 if let Some(slot) = self.held(expiry) {
@@ -231,11 +243,16 @@ impl Timers {
 
     /// The dispatcher failed on this one: it is asked again, later each time.
     pub fn postpone(&mut self, expiry: &Expiry, now: Timestamp) {
+        self.later(expiry, now, true);
+    }
+
+    fn later(&mut self, expiry: &Expiry, now: Timestamp, failed: bool) {
         let Some(slot) = self.held(expiry) else { return };
         let entry = &mut self.entries[slot as usize];
         let at = entry.at();
+        entry.failed = if failed { entry.failed.saturating_add(1) } else { 0 };
         if at > now {
-            entry.again = 0;
+            (entry.again, entry.asked_before) = (0, false);
             self.schedule(slot, at);
         } else {
             let wait = AGAIN_MOST_MS.min(AGAIN_FIRST_MS << entry.again.min(16));
