@@ -1,27 +1,38 @@
-//! Request/reply services: NATS micro (ADR-32 of nats-architecture-and-design), visible in `$SRV.INFO`.
+//! Request/reply services that speak NATS micro (ADR-32 of nats-architecture-and-design): `nats micro ls` shows them.
+//!
+//! The client library's own services lose what is on its way when they stop, and do not count errors that carry a
+//! body; so the few messages of the protocol are in [`discovery`], and subscriptions are drained here.
 
-use std::collections::HashMap;
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::header::HeaderMap;
-use async_nats::service::ServiceExt;
+use async_nats::{Message as Request, Subscriber};
 use bytes::Bytes;
 use errand_core::{Error, ErrorCode};
 use errand_proto::v1;
-use futures::StreamExt;
 use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt};
 use prost::Message;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::connection::{Bus, BusError};
+use crate::trace;
+
+mod discovery;
+
+use discovery::{Endpoint, Instance};
 
 /// Set on an answer that is an error; its body is an `errand.v1.Error`.
 pub(crate) const ERROR_HEADER: &str = "Nats-Service-Error";
 const ERROR_CODE_HEADER: &str = "Nats-Service-Error-Code";
+/// How long a request waits for a turn. Then the service is overloaded, and says so to this request and to all that
+/// find no turn free, until one does.
+const TURN: Duration = Duration::from_millis(500);
 
 type Handler = Arc<dyn Fn(Bytes) -> BoxFuture<'static, Result<Bytes, Failure>> + Send + Sync>;
 
@@ -32,7 +43,7 @@ enum Failure {
     Refused(Error),
 }
 
-struct Endpoint {
+struct Method {
     name: String,
     subject: String,
     in_flight: usize,
@@ -44,57 +55,80 @@ pub struct ServiceBuilder {
     bus: Bus,
     name: &'static str,
     description: &'static str,
-    endpoints: Vec<Endpoint>,
+    methods: Vec<Method>,
 }
 
 /// A running service. Stop it, or its requests go unanswered at the end.
+#[derive(Debug)]
 pub struct Service {
-    inner: async_nats::service::Service,
-    taking: CancellationToken,
+    stopping: CancellationToken,
+    ended: CancellationToken,
     tracker: TaskTracker,
 }
 
 impl Service {
-    /// Begins to describe a service.
+    /// Begins to describe a service. Its name may hold letters, digits, `-` and `_`.
     #[must_use]
     pub fn builder(bus: &Bus, name: &'static str, description: &'static str) -> ServiceBuilder {
-        ServiceBuilder { bus: bus.clone(), name, description, endpoints: Vec::new() }
+        ServiceBuilder { bus: bus.clone(), name, description, methods: Vec::new() }
     }
 
-    /// Takes no further requests, and waits at most so long for those under way.
+    /// Resolves when a method is served no more although the service was not stopped: the connection is closed.
+    pub async fn ended(&self) {
+        self.ended.cancelled().await;
+    }
+
+    /// Takes no further requests, answers those that were on their way, and waits at most so long for them.
     pub async fn stop(self, patience: Duration) {
-        self.taking.cancel();
+        self.stopping.cancel();
         self.tracker.close();
         if tokio::time::timeout(patience, self.tracker.wait()).await.is_err() {
             tracing::warn!("requests were still under way when the service stopped");
-        }
-        if let Err(error) = self.inner.stop().await {
-            tracing::debug!(%error, "the service was gone already");
         }
     }
 }
 
 impl ServiceBuilder {
-    /// Adds a method. At most `in_flight` requests are handled at once; the others wait, and those beyond the
-    /// subscription's capacity are answered by nobody.
+    /// Adds a method. At most `in_flight` requests are handled at once. Others wait for a turn, and are told that the
+    /// service is not available where that takes too long.
     #[must_use]
-    pub fn endpoint<Q, A, F, Fut>(mut self, name: &str, subject: String, in_flight: usize, handler: F) -> Self
+    pub fn endpoint<Q, A, F, Fut>(self, name: &str, subject: String, in_flight: usize, handler: F) -> Self
     where
         Q: Message + Default + 'static,
         A: Message + 'static,
         F: Fn(Q) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<A, Error>> + Send + 'static,
     {
-        let handler: Handler = Arc::new(move |payload: Bytes| {
+        self.add(name, subject, in_flight, move |payload: Bytes| {
             let answer = Q::decode(payload).map(&handler);
-            Box::pin(async move {
+            async move {
                 match answer {
                     Ok(answer) => answer.await.map(|answer| answer.encode_to_vec().into()).map_err(Failure::Refused),
                     Err(error) => Err(Failure::Undecodable(error)),
                 }
-            })
-        });
-        self.endpoints.push(Endpoint { name: name.to_owned(), subject, in_flight, handler });
+            }
+        })
+    }
+
+    /// Adds a method whose requests and answers are bytes as they are.
+    #[must_use]
+    pub fn endpoint_raw<F, Fut>(self, name: &str, subject: String, in_flight: usize, handler: F) -> Self
+    where
+        F: Fn(Bytes) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Bytes, Error>> + Send + 'static,
+    {
+        self.add(name, subject, in_flight, move |payload| {
+            handler(payload).map(|answer| answer.map_err(Failure::Refused))
+        })
+    }
+
+    fn add<F, Fut>(mut self, name: &str, subject: String, in_flight: usize, handler: F) -> Self
+    where
+        F: Fn(Bytes) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Bytes, Failure>> + Send + 'static,
+    {
+        let handler: Handler = Arc::new(move |payload| handler(payload).boxed());
+        self.methods.push(Method { name: name.to_owned(), subject, in_flight: in_flight.max(1), handler });
         self
     }
 
@@ -103,80 +137,144 @@ impl ServiceBuilder {
     /// # Errors
     /// [`BusError::Listen`].
     pub async fn start(self) -> Result<Service, BusError> {
-        let listen = |subject: &str, what: String| BusError::Listen { subject: subject.to_owned(), what };
-        let inner = self
-            .bus
-            .client()
-            .service_builder()
-            .description(self.description)
-            .queue_group(self.name)
-            .metadata(HashMap::from([("prefix".to_owned(), self.bus.subjects().prefix().to_owned())]))
-            .start(self.name, env!("CARGO_PKG_VERSION"))
-            .await
-            .map_err(|error| listen(self.name, error.to_string()))?;
-        let (taking, tracker) = (CancellationToken::new(), TaskTracker::new());
-        for endpoint in self.endpoints {
-            let requests = inner
-                .endpoint_builder()
-                .name(&endpoint.name)
-                .add(&endpoint.subject)
-                .await
-                .map_err(|error| listen(&endpoint.subject, error.to_string()))?;
-            tokio::spawn(serve(self.bus.clone(), endpoint, requests, taking.clone(), tracker.clone()));
+        let Self { bus, name, description, methods } = self;
+        let (stopping, ended, tracker) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
+        let mut endpoints = Vec::new();
+        for method in methods {
+            let requests = bus.client().queue_subscribe(method.subject.clone(), name.to_owned()).await;
+            let requests = requests
+                .map_err(|error| BusError::Listen { subject: method.subject.clone(), what: error.to_string() })?;
+            let endpoint = Arc::new(Endpoint::new(&method.name, &method.subject, name));
+            endpoints.push(Arc::clone(&endpoint));
+            let serving = Serving {
+                permits: Arc::new(Semaphore::new(method.in_flight)),
+                overloaded: false,
+                handler: method.handler,
+                endpoint,
+                bus: bus.clone(),
+                tracker: tracker.clone(),
+            };
+            tracker.spawn(serving.run(requests, stopping.clone(), ended.clone()));
         }
-        Ok(Service { inner, taking, tracker })
+        let prefix = bus.subjects().prefix().to_owned();
+        let instance = Instance::new(name, description, prefix, endpoints);
+        discovery::answer(&bus, instance, stopping.clone(), &tracker).await?;
+        Ok(Service { stopping, ended, tracker })
     }
 }
 
-async fn serve(
+/// One method at work.
+struct Serving {
+    permits: Arc<Semaphore>,
+    overloaded: bool,
+    handler: Handler,
+    endpoint: Arc<Endpoint>,
     bus: Bus,
-    endpoint: Endpoint,
-    mut requests: async_nats::service::endpoint::Endpoint,
-    taking: CancellationToken,
     tracker: TaskTracker,
-) {
-    let permits = Arc::new(Semaphore::new(endpoint.in_flight));
-    loop {
-        // The permit first: what cannot be handled now waits at the broker's side of the channel.
-        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
-        let request = tokio::select! {
-            request = requests.next() => request,
-            () = taking.cancelled() => None,
+}
+
+impl Serving {
+    async fn run(mut self, mut requests: Subscriber, stopping: CancellationToken, ended: CancellationToken) {
+        let mut draining = false;
+        loop {
+            let request = tokio::select! {
+                request = requests.next() => request,
+                () = stopping.cancelled(), if !draining => {
+                    draining = true;
+                    // What the broker has sent by now still comes, and then the end.
+                    if requests.drain().await.is_err() {
+                        return;
+                    }
+                    continue;
+                }
+            };
+            let Some(request) = request else { break };
+            // The permit first, so that no more tasks are made than may work.
+            let permit = self.turn().await;
+            self.serve(request, permit);
+        }
+        if !stopping.is_cancelled() {
+            tracing::error!(subject = self.endpoint.subject(), "served no more: the connection is closed");
+            ended.cancel();
+        }
+    }
+
+    async fn turn(&mut self) -> Option<OwnedSemaphorePermit> {
+        let permits = Arc::clone(&self.permits);
+        let permit = match Arc::clone(&permits).try_acquire_owned() {
+            Ok(permit) => Some(permit),
+            Err(_) if self.overloaded => None,
+            Err(_) => tokio::time::timeout(TURN, permits.acquire_owned()).await.ok().and_then(Result::ok),
         };
-        let Some(request) = request else { return };
-        let (bus, handler, name) = (bus.clone(), Arc::clone(&endpoint.handler), endpoint.name.clone());
-        tracker.spawn(async move {
-            answer(&bus, &handler, &name, request).await;
+        self.overloaded = permit.is_none();
+        permit
+    }
+
+    fn serve(&self, request: Request, permit: Option<OwnedSemaphorePermit>) {
+        let (bus, endpoint) = (self.bus.clone(), Arc::clone(&self.endpoint));
+        let Some(permit) = permit else {
+            let error = ErrorCode::API_UNAVAILABLE.with("the service has too much to do; try again later");
+            endpoint.count(Duration::ZERO, Some(&error));
+            self.tracker.spawn(async move { reply_error(&bus, &request, &error).await });
+            return;
+        };
+        let handler = Arc::clone(&self.handler);
+        self.tracker.spawn(async move {
+            let started = Instant::now();
+            let traceparent = trace::from_headers(request.headers.as_ref());
+            let payload = request.payload.clone();
+            let handling = trace::scope(traceparent, async move { handler(payload).await });
+            // A handler that panics must not leave its asker waiting.
+            let error = match AssertUnwindSafe(handling).catch_unwind().await {
+                Ok(Ok(payload)) if payload.len() > bus.max_message_bytes() => {
+                    Some(ErrorCode::API_ERROR.with("the answer is larger than the broker takes; ask for less"))
+                }
+                Ok(Ok(payload)) => {
+                    reply(&bus, &request, None, payload).await;
+                    None
+                }
+                Ok(Err(failure)) => Some(tell(&bus, &endpoint, &request, failure).await),
+                Err(_panic) => Some(ErrorCode::API_ERROR.with("the service failed at this request")),
+            };
+            if let Some(error) = &error {
+                reply_error(&bus, &request, error).await;
+            }
+            endpoint.count(started.elapsed(), error.as_ref());
             drop(permit);
         });
     }
 }
 
-async fn answer(bus: &Bus, handler: &Handler, name: &str, request: async_nats::service::Request) {
-    let message = &request.message;
-    let error = match handler(message.payload.clone()).await {
-        Ok(payload) => {
-            if message.reply.is_some() && request.respond(Ok(payload)).await.is_err() {
-                tracing::debug!(name, "an answer could not be sent; the asker will ask again");
-            }
-            return;
-        }
-        Err(Failure::Refused(error)) => error,
-        Err(Failure::Undecodable(error)) => {
-            let reason = format!("{name}: the request cannot be read: {error}");
-            let letter = bus.dead_letter("request", &reason, &message.subject, message.payload.clone());
-            if let Err(error) = letter.await {
-                tracing::error!(%error, reason, "a dead letter could not be kept");
-            }
-            ErrorCode::BODY_INVALID.with(reason)
-        }
+/// The error that the asker gets.
+async fn tell(bus: &Bus, endpoint: &Endpoint, request: &Request, failure: Failure) -> Error {
+    let error = match failure {
+        Failure::Refused(error) => return error,
+        Failure::Undecodable(error) => error,
     };
-    let Some(reply) = message.reply.clone() else { return };
+    let reason = format!("{}: the request cannot be read: {error}", endpoint.name());
+    // Without the bytes: its asker has them, and they may hold what must not be kept, a password or an MFA code.
+    let kept = format!("{} bytes", request.payload.len());
+    if let Err(error) = bus.dead_letter("request", &reason, &request.subject, kept.into()).await {
+        tracing::error!(%error, reason, "a dead letter could not be kept");
+    }
+    ErrorCode::BODY_INVALID.with(reason)
+}
+
+async fn reply_error(bus: &Bus, request: &Request, error: &Error) {
     let mut headers = HeaderMap::new();
     headers.insert(ERROR_HEADER, error.code.code);
-    headers.insert(ERROR_CODE_HEADER, error.code.http.to_string().as_str());
-    let body = v1::Error::from(&error).encode_to_vec();
-    if bus.client().publish_with_headers(reply, headers, body.into()).await.is_err() {
-        tracing::debug!(name, "an error could not be sent; the asker will ask again");
+    headers.insert(ERROR_CODE_HEADER, error.code.http.to_string());
+    let body = v1::Error::from(error).encode_to_vec();
+    reply(bus, request, Some(headers), body.into()).await;
+}
+
+async fn reply(bus: &Bus, request: &Request, headers: Option<HeaderMap>, payload: Bytes) {
+    let Some(to) = request.reply.clone() else { return };
+    let sent = match headers {
+        None => bus.client().publish(to, payload).await,
+        Some(headers) => bus.client().publish_with_headers(to, headers, payload).await,
+    };
+    if let Err(error) = sent {
+        tracing::debug!(%error, subject = %request.subject, "an answer could not be sent; the asker will ask again");
     }
 }

@@ -1,6 +1,6 @@
 //! A broker of the test's own, which can be killed, started again, and robbed of what it stored.
 
-#![expect(dead_code, unreachable_pub, reason = "each test file uses another part")]
+#![expect(dead_code, unreachable_pub, clippy::unwrap_used, reason = "for tests, each of which uses another part")]
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
