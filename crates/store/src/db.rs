@@ -130,7 +130,12 @@ impl Db {
             .test_before_acquire(false)
             .connect_with(options.clone())
             .await?;
+        // Two processes that start at once must not both migrate; SQLite has no advisory lock, the file system has.
+        let failed = |error| StoreError::Folder(folder.to_owned(), error);
+        let lock = std::fs::File::create(folder.join(format!("{service}.lock"))).map_err(failed)?;
+        tokio::task::block_in_place(|| lock.lock()).map_err(failed)?;
         migrator(migrations, |migration| migration.sqlite).run(&write).await?;
+        drop(lock);
         let read = SqlitePoolOptions::new()
             .max_connections(4)
             .test_before_acquire(false)

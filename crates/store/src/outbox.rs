@@ -39,6 +39,7 @@ pub(crate) const MIGRATIONS: &[Migration] = &[Migration {
             payload BLOB NOT NULL
         );
         CREATE UNIQUE INDEX event_object_seq ON event (object, seq);
+        CREATE INDEX event_created_at ON event (created_at);
         CREATE TABLE outbox_writer (
             writer INTEGER PRIMARY KEY,
             mark INTEGER NOT NULL,
@@ -62,6 +63,7 @@ pub(crate) const MIGRATIONS: &[Migration] = &[Migration {
             payload BYTEA NOT NULL
         );
         CREATE UNIQUE INDEX event_object_seq ON event (object, seq);
+        CREATE INDEX event_created_at ON event (created_at);
         CREATE TABLE outbox_writer (
             writer BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
             mark BIGINT NOT NULL,

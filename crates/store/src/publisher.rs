@@ -9,7 +9,7 @@ use std::time::Duration;
 use errand_bus::Bus;
 use sqlx::Row;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::db::{Db, StoreError};
@@ -53,44 +53,52 @@ impl Publisher {
     /// None at present: what fails is tried again.
     pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), StoreError> {
         let mut connections = self.bus.connections();
-        connections.mark_unchanged();
-        self.recover().await;
         let mut beat = tokio::time::interval(BEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            enum Next {
-                Orders(Vec<Order>),
-                Beat,
-                Reconnected,
-                Stop,
+        let mut unpublished = Staged::default();
+        let mut compared = false;
+        while !shutdown.is_cancelled() {
+            // Before anything new: what the stream has lost comes first, or an object's events lose their order.
+            if !compared || connections.has_changed().unwrap_or(true) {
+                connections.mark_unchanged();
+                compared = self.recover().await;
+                continue;
+            }
+            let rest = std::mem::take(&mut unpublished);
+            if let Err(rest) = self.publish(rest).await {
+                (unpublished, compared) = (rest, false);
+                continue;
             }
             let mut orders = Vec::new();
-            let next = tokio::select! {
+            tokio::select! {
                 biased;
+                _ = connections.changed() => compared = false,
+                _ = beat.tick() => compared = self.beat().await,
                 count = self.orders.recv_many(&mut orders, WAVE) => {
-                    if count == 0 { Next::Stop } else { Next::Orders(orders) }
+                    if count == 0 {
+                        break;
+                    }
+                    unpublished = self.ordered(orders).await;
                 }
-                _ = beat.tick() => Next::Beat,
-                changed = connections.changed() => if changed.is_ok() { Next::Reconnected } else { Next::Stop },
-                () = shutdown.cancelled() => Next::Stop,
-            };
-            match next {
-                Next::Orders(orders) => self.publish_orders(orders).await,
-                Next::Beat => self.beat().await,
-                Next::Reconnected => self.recover().await,
-                Next::Stop => break,
+                () = shutdown.cancelled() => {}
             }
         }
-        let mut rest = Vec::new();
-        while let Ok(order) = self.orders.try_recv() {
-            rest.push(order);
-        }
-        let _in_time = tokio::time::timeout(Duration::from_secs(5), self.publish_orders(rest)).await;
-        self.flush().await;
+        self.drain(unpublished).await;
         Ok(())
     }
 
-    async fn publish_orders(&mut self, orders: Vec<Order>) {
+    /// What still waits goes out, as long as the broker takes it; the rest stays in the store for the next writer.
+    async fn drain(&mut self, unpublished: Staged) {
+        let mut orders = vec![Order::Publish(unpublished)];
+        while let Ok(order) = self.orders.try_recv() {
+            orders.push(order);
+        }
+        let rest = self.ordered(orders).await;
+        let _in_time = tokio::time::timeout(Duration::from_secs(5), self.publish(rest)).await;
+        self.flush().await;
+    }
+
+    async fn ordered(&self, orders: Vec<Order>) -> Staged {
         let mut batch = Staged::default();
         for order in orders {
             match order {
@@ -98,7 +106,7 @@ impl Publisher {
                 Order::Look(staged) => batch.rows.extend(self.committed_of(staged).await.rows),
             }
         }
-        self.publish(batch).await;
+        batch
     }
 
     /// What of these is in the store. Asks until the store answers: to guess either way would break a promise.
@@ -115,32 +123,21 @@ impl Publisher {
         }
     }
 
-    /// Publishes all of these, however long it takes.
-    async fn publish(&mut self, batch: Staged) {
+    /// Publishes all of these, or gives back what the stream did not take, in order.
+    async fn publish(&mut self, batch: Staged) -> Result<(), Staged> {
         let newest = batch.rows.iter().map(|row| row.position).filter(|at| at >> WRITER_SHIFT == self.writer).max();
-        for wave in batch.waves() {
-            for part in wave.chunks(WAVE) {
-                self.publish_wave(part).await;
+        let mut waves = batch.waves().into_iter();
+        while let Some(wave) = waves.next() {
+            let rows: Vec<&Stored> = wave.iter().collect();
+            let failed: Vec<Stored> = self.try_publish(&rows).await.into_iter().cloned().collect();
+            if !failed.is_empty() {
+                tracing::warn!(events = failed.len(), "the event stream does not take events; trying again");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                return Err(Staged { rows: failed.into_iter().chain(waves.flatten()).collect() });
             }
         }
         self.published = self.published.max(newest.unwrap_or(0));
-    }
-
-    async fn publish_wave(&mut self, wave: &[Stored]) {
-        let mut waiting: Vec<&Stored> = wave.iter().collect();
-        let mut pause = Duration::from_millis(20);
-        loop {
-            waiting = self.try_publish(&waiting).await;
-            if waiting.is_empty() {
-                return;
-            }
-            tracing::warn!(events = waiting.len(), "the event stream does not take events; trying again");
-            if let Err(error) = self.bus.ensure_streams().await {
-                tracing::warn!(%error, "the streams are not there");
-            }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(Duration::from_secs(2));
-        }
+        Ok(())
     }
 
     /// Publishes once; gives back those without an ack.
@@ -175,33 +172,58 @@ impl Publisher {
     }
 
     /// Shows that this writer lives and how far it is; reads again what memory did not hold; publishes what writers
-    /// that are gone have left.
-    async fn beat(&mut self) {
-        if self.behind.swap(false, Ordering::AcqRel) {
-            self.publish_from(self.published, None).await;
-        }
-        self.flush().await;
-        if let Err(error) = self.adopt(now_ms() - GONE_MS).await {
-            tracing::warn!(%error, "cannot look for events that others have left");
+    /// that are gone have left. False where the stream failed.
+    async fn beat(&mut self) -> bool {
+        let worked = async {
+            if self.behind.swap(false, Ordering::AcqRel) {
+                self.publish_from(self.published, None).await?;
+            }
+            self.flush().await;
+            self.adopt(now_ms() - GONE_MS).await
+        };
+        match worked.await {
+            Ok(()) => true,
+            Err(error) => {
+                self.behind.store(true, Ordering::Release);
+                tracing::warn!(%error, "events that memory does not hold could not be published");
+                false
+            }
         }
     }
 
     /// Publishes everything of one writer behind a position, by pages.
-    async fn publish_from(&mut self, mut position: i64, until: Option<i64>) {
+    async fn publish_from(&mut self, mut position: i64, until: Option<i64>) -> Result<(), RecoverError> {
         let writer = position >> WRITER_SHIFT;
         let end = until.unwrap_or(first_position(writer + 1) - 1);
         loop {
-            let page = match self.read(position, end).await {
-                Ok(page) => page,
-                Err(error) => {
-                    tracing::warn!(%error, "cannot read events to publish; trying again");
-                    tokio::time::sleep(Duration::from_secs(1)).await;
-                    continue;
+            let page = self.read(position, end).await?;
+            let Some(last) = page.rows.last().map(|row| row.position) else { return Ok(()) };
+            self.publish(page).await.map_err(|_| RecoverError::NotTaken)?;
+            position = last;
+        }
+    }
+
+    /// Publishes everything since a time, of all writers: in the order in which objects changed.
+    async fn publish_since(&mut self, since: i64) -> Result<(), RecoverError> {
+        let sql = "SELECT position, payload, created_at, seq FROM event
+                   WHERE created_at >= $1 AND (created_at, seq, position) > ($1, $2, $3)
+                   ORDER BY created_at, seq, position LIMIT $4";
+        let mut place = (since, -1i64, -1i64);
+        loop {
+            let rows: Vec<(i64, Vec<u8>, i64, i64)> = match &self.db {
+                Db::Sqlite(sqlite) => {
+                    let query = sqlx::query_as(sql).bind(place.0).bind(place.1).bind(place.2).bind(PAGE);
+                    query.fetch_all(&sqlite.write).await?
+                }
+                Db::Postgres(pool) => {
+                    let query = sqlx::query_as(sql).bind(place.0).bind(place.1).bind(place.2).bind(PAGE);
+                    query.fetch_all(pool).await?
                 }
             };
-            let Some(last) = page.rows.last().map(|row| row.position) else { return };
-            self.publish(page).await;
-            position = last;
+            let Some((position, _, created_at, seq)) = rows.last() else { return Ok(()) };
+            place = (*created_at, *seq, *position);
+            let page = decode_rows(rows.into_iter().map(|(position, payload, ..)| (position, payload)).collect())?;
+            self.publish(page).await.map_err(|_| RecoverError::NotTaken)?;
         }
     }
 
@@ -228,6 +250,10 @@ impl Publisher {
     }
 
     async fn try_flush(&self) -> Result<(), StoreError> {
+        // The checkpoint first: a mark without one looks like a gap.
+        if self.published != self.flushed {
+            self.checkpoint(self.writer, self.published).await?;
+        }
         let mark = "UPDATE outbox_writer SET mark = $1, seen_at = $2 WHERE writer = $3";
         match &self.db {
             Db::Sqlite(sqlite) => {
@@ -238,9 +264,6 @@ impl Publisher {
                 let query = sqlx::query(mark).bind(self.published).bind(now_ms()).bind(self.writer);
                 query.execute(pool).await.map(drop)?;
             }
-        }
-        if self.published != self.flushed {
-            self.checkpoint(self.writer, self.published).await?;
         }
         Ok(())
     }
@@ -270,73 +293,74 @@ impl Publisher {
     }
 
     /// Publishes what lies behind the marks of writers not seen since `before`. Two may do so at once: the ids are
-    /// the same.
-    async fn adopt(&mut self, before: i64) -> Result<(), StoreError> {
-        let sql = "SELECT w.writer, w.mark, (SELECT MAX(e.position) FROM event e
-                       WHERE e.position > w.mark AND e.position < (w.writer + 1) << 40)
-                   FROM outbox_writer w WHERE w.writer <> $1 AND w.seen_at < $2";
-        let left: Vec<(i64, i64, Option<i64>)> = match &self.db {
+    /// the same. Not writer by writer, but in the order in which objects changed: one object's events may be of
+    /// several writers.
+    async fn adopt(&mut self, before: i64) -> Result<(), RecoverError> {
+        let sql = "SELECT w.writer, MAX(e.position), MIN(e.created_at) FROM outbox_writer w JOIN event e
+                       ON e.position > w.mark AND e.position > w.writer << 40 AND e.position < (w.writer + 1) << 40
+                   WHERE w.writer <> $1 AND w.seen_at < $2 GROUP BY w.writer";
+        let left: Vec<(i64, i64, i64)> = match &self.db {
             Db::Sqlite(sqlite) => sqlx::query_as(sql).bind(self.writer).bind(before).fetch_all(&sqlite.write).await?,
             Db::Postgres(pool) => sqlx::query_as(sql).bind(self.writer).bind(before).fetch_all(pool).await?,
         };
-        for (writer, mark, newest) in left {
-            let Some(newest) = newest else { continue };
-            tracing::info!(writer, "publishing the events that a writer has left");
-            self.publish_from(mark.max(first_position(writer) - 1), Some(newest)).await;
-            let advance = "UPDATE outbox_writer SET mark = $1 WHERE writer = $2 AND mark < $1 AND seen_at < $3";
+        let Some(since) = left.iter().map(|(_, _, since)| *since).min() else { return Ok(()) };
+        tracing::info!(since, "publishing events that other writers may not have published");
+        self.publish_since(since).await?;
+        let advance = "UPDATE outbox_writer SET mark = $1 WHERE writer = $2 AND mark < $1 AND seen_at < $3";
+        for (writer, newest, _) in left {
+            self.checkpoint(writer, newest).await?;
             match &self.db {
                 Db::Sqlite(sqlite) => {
-                    sqlx::query(advance)
-                        .bind(newest)
-                        .bind(writer)
-                        .bind(before)
-                        .execute(&sqlite.write)
-                        .await
-                        .map(drop)?;
+                    let query = sqlx::query(advance).bind(newest).bind(writer).bind(before);
+                    query.execute(&sqlite.write).await.map(drop)?;
                 }
                 Db::Postgres(pool) => {
-                    sqlx::query(advance).bind(newest).bind(writer).bind(before).execute(pool).await.map(drop)?;
+                    let query = sqlx::query(advance).bind(newest).bind(writer).bind(before);
+                    query.execute(pool).await.map(drop)?;
                 }
             }
         }
         Ok(())
     }
 
-    /// At start and after each reconnect: what the stream should hold and does not, and what others have left, is
-    /// published again under the same ids.
-    async fn recover(&mut self) {
-        let begun = Instant::now();
-        loop {
-            match self.try_recover().await {
-                Ok(()) => break,
-                Err(error) => {
-                    tracing::warn!(error = format!("{error:#}"), "cannot compare the event stream with the store yet");
-                    tokio::time::sleep(Duration::from_millis(300)).await;
-                }
+    /// At start, after each reconnect and after each failure: what the stream should hold and does not, and what
+    /// others have left, is published again under the same ids. False where the stream or the store failed.
+    async fn recover(&mut self) -> bool {
+        match self.try_recover().await {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::warn!(%error, "cannot compare the event stream with the store yet");
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                false
             }
         }
-        tracing::debug!(millis = begun.elapsed().as_millis(), "the event stream is compared with the store");
     }
 
     async fn try_recover(&mut self) -> Result<(), RecoverError> {
         self.bus.ensure_streams().await?;
-        // In the order of writers, which is the order of their starts: an object's events keep theirs.
+        let mut lost_since = None;
+        let mut gaps = Vec::new();
         for (writer, mark) in self.writers().await? {
-            let own = writer == self.writer;
-            let mark = if own { self.published } else { mark };
+            let mark = if writer == self.writer { self.published } else { mark };
             if mark < first_position(writer) {
                 continue;
             }
             if let Some(from) = self.lost_from(writer, mark).await? {
-                tracing::warn!(writer, from, mark, "the event stream has a gap; publishing again from the store");
-                // The stream counts anew: what it said before means nothing.
-                self.acked.remove(&writer);
-                self.publish_from(from, Some(mark)).await;
-                self.checkpoint(writer, mark).await?;
+                let since = self.read(from, mark).await?.rows.first().map(|row| row.created_at);
+                lost_since = [lost_since, since].into_iter().flatten().min();
+                gaps.push((writer, mark));
             }
         }
-        self.adopt(i64::MAX).await?;
-        Ok(())
+        if let Some(since) = lost_since {
+            tracing::warn!(since, writers = gaps.len(), "the event stream has a gap; publishing again from the store");
+            // The stream counts anew: what it said before means nothing.
+            self.acked.clear();
+            self.publish_since(since).await?;
+        }
+        for (writer, mark) in gaps {
+            self.checkpoint(writer, mark).await?;
+        }
+        self.adopt(i64::MAX).await
     }
 
     async fn writers(&self) -> Result<Vec<(i64, i64)>, StoreError> {
@@ -394,6 +418,8 @@ impl Publisher {
 
 #[derive(Debug, thiserror::Error)]
 enum RecoverError {
+    #[error("the event stream did not take events")]
+    NotTaken,
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]

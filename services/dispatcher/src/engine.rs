@@ -131,6 +131,11 @@ struct Decided {
     events: Vec<errand_proto::v1::Event>,
     effects: Vec<(RunId, Run, Vec<Effect>)>,
     settled: Vec<(Work, Result<Done, Error>)>,
+    /// Runs that were read from the store for this batch.
+    fresh: HashSet<RunId>,
+    /// Runs whose place in the cache is in doubt, and what waits for them to be read.
+    doubtful: HashSet<RunId>,
+    again: Vec<Work>,
 }
 
 impl Engine {
@@ -199,12 +204,15 @@ impl Engine {
 
     /// Decides and commits once; gives back what met a conflict.
     async fn try_batch(&mut self, works: Vec<Work>) -> Vec<Work> {
-        if let Err(error) = self.load(&works).await {
-            refuse(works, &error);
-            return Vec::new();
-        }
+        let fresh = match self.load(&works).await {
+            Ok(fresh) => fresh,
+            Err(error) => {
+                refuse(works, &error);
+                return Vec::new();
+            }
+        };
         let now = now();
-        let mut decided = Decided::default();
+        let mut decided = Decided { fresh, ..Decided::default() };
         for mut work in works {
             if let Err(error) = self.check_output(&mut work).await {
                 decided.settled.push((work, Err(error)));
@@ -217,10 +225,10 @@ impl Engine {
 
     /// Brings the runs that the works need into the cache, and what others may not have published of them to the
     /// outbox: it must go before what is decided now.
-    async fn load(&mut self, works: &[Work]) -> Result<(), Error> {
-        let missing: HashSet<RunId> =
+    async fn load(&mut self, works: &[Work]) -> Result<HashSet<RunId>, Error> {
+        let fresh: HashSet<RunId> =
             works.iter().map(|work| work.run_id).filter(|id| !self.cache.contains(id)).collect();
-        let missing: Vec<RunId> = missing.into_iter().collect();
+        let missing: Vec<RunId> = fresh.iter().copied().collect();
         let found = self.store.runs(&missing).await.map_err(unavailable)?;
         let objects: Vec<[u8; 16]> = found.iter().map(|run| *run.id.uuid().as_bytes()).collect();
         let earlier = self.outbox.unpublished_of_others(&objects).await.map_err(unavailable)?;
@@ -228,7 +236,7 @@ impl Engine {
         for run in found {
             self.cache.put(run.id, run);
         }
-        Ok(())
+        Ok(fresh)
     }
 
     /// Checks a finished run's output against the schema of the version that the run began with.
@@ -244,6 +252,10 @@ impl Engine {
     }
 
     fn decide(&mut self, work: Work, decided: &mut Decided, now: Timestamp) {
+        if decided.doubtful.contains(&work.run_id) {
+            decided.again.push(work);
+            return;
+        }
         let current =
             decided.runs.get(&work.run_id).map(|(run, _)| run).or_else(|| self.cache.peek(&work.run_id)).cloned();
         let result = match (&work.what, &current) {
@@ -267,16 +279,25 @@ impl Engine {
                 Outcome::Rejected(error) => Err(error),
             },
         };
+        // A change is checked against the version in the store by its commit; that nothing changes is not. Another
+        // dispatcher may have moved the run since it was cached: read it, and decide again.
+        let changes = matches!(&result, Ok(Done { ignored: None, .. }));
+        if !changes && !decided.fresh.contains(&work.run_id) && !decided.runs.contains_key(&work.run_id) {
+            self.cache.pop(&work.run_id);
+            decided.doubtful.insert(work.run_id);
+            decided.again.push(work);
+            return;
+        }
         decided.settled.push((work, result));
     }
 
     async fn commit(&mut self, decided: Decided) -> Vec<Work> {
-        let Decided { mut runs, order, events, effects, settled } = decided;
+        let Decided { mut runs, order, events, effects, settled, mut again, .. } = decided;
         let events = match self.outbox.stage(events) {
             Ok(events) => events,
             Err(error) => {
                 refuse(settled.into_iter().map(|(work, _)| work).collect(), &unavailable(error));
-                return Vec::new();
+                return again;
             }
         };
         let mut batch = Batch { events, ..Batch::default() };
@@ -291,7 +312,7 @@ impl Engine {
             Ok(conflicts) => conflicts,
             Err(error) => {
                 refuse(settled.into_iter().map(|(work, _)| work).collect(), &error);
-                return Vec::new();
+                return again;
             }
         };
         for run in batch.new.into_iter().chain(batch.changed.into_iter().map(|(run, _)| run)) {
@@ -303,12 +324,13 @@ impl Engine {
         }
         self.outbox.publish(batch.events);
         self.effects.send(effects.into_iter().filter(|(id, ..)| !conflicts.contains(id)));
-        let (again, done): (Vec<_>, Vec<_>) =
+        let (conflicted, done): (Vec<_>, Vec<_>) =
             settled.into_iter().partition(|(work, _)| conflicts.contains(&work.run_id));
         for (work, result) in done {
             let _asker_gone = work.reply.send(result);
         }
-        again.into_iter().map(|(work, _)| work).collect()
+        again.extend(conflicted.into_iter().map(|(work, _)| work));
+        again
     }
 
     async fn commit_batch(&mut self, batch: &mut Batch) -> Result<HashSet<RunId>, Error> {
