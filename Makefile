@@ -15,6 +15,7 @@ tools: .tools/bin/nats-server ## fetch what the tests need into .tools/
 
 test: tools ## everything
 	@sh tools/need-postgres.sh
+	python3 -m unittest discover -s examples
 	cargo build --locked --workspace --bins
 	cargo test --locked --workspace
 
