@@ -34,6 +34,13 @@ const ERROR_CODE_HEADER: &str = "Nats-Service-Error-Code";
 /// find no turn free, until one does.
 const TURN: Duration = Duration::from_millis(500);
 
+/// How a subscription ends without losing what the broker has sent by then: it is told to end after so many more
+/// messages, which it and the client count alike, and after fewer where they do not come within [`STEP`]. To
+/// unsubscribe at once, or to drain as the client library does (0.51 forgets the subscription before the broker has
+/// heard of it), leaves requests under way unanswered.
+const LAST: [u64; 3] = [256, 16, 1];
+const STEP: Duration = Duration::from_millis(60);
+
 type Handler = Arc<dyn Fn(Bytes) -> BoxFuture<'static, Result<Bytes, Failure>> + Send + Sync>;
 
 enum Failure {
@@ -61,6 +68,7 @@ pub struct ServiceBuilder {
 /// A running service. Stop it, or its requests go unanswered at the end.
 #[derive(Debug)]
 pub struct Service {
+    bus: Bus,
     stopping: CancellationToken,
     ended: CancellationToken,
     tracker: TaskTracker,
@@ -84,6 +92,12 @@ impl Service {
         self.tracker.close();
         if tokio::time::timeout(patience, self.tracker.wait()).await.is_err() {
             tracing::warn!("requests were still under way when the service stopped");
+        }
+        // When this returns, the broker sends nothing here: who asks now goes to another instance.
+        if self.bus.is_connected()
+            && let Err(error) = self.bus.round_trip().await
+        {
+            tracing::debug!(%error, "the broker was away when the service stopped");
         }
     }
 }
@@ -159,7 +173,9 @@ impl ServiceBuilder {
         let prefix = bus.subjects().prefix().to_owned();
         let instance = Instance::new(name, description, prefix, endpoints);
         discovery::answer(&bus, instance, stopping.clone(), &tracker).await?;
-        Ok(Service { stopping, ended, tracker })
+        // What comes back on the same connection says that the broker knows the subscriptions.
+        bus.round_trip().await?;
+        Ok(Service { bus, stopping, ended, tracker })
     }
 }
 
@@ -175,28 +191,42 @@ struct Serving {
 
 impl Serving {
     async fn run(mut self, mut requests: Subscriber, stopping: CancellationToken, ended: CancellationToken) {
-        let mut draining = false;
+        let mut received = 0;
         loop {
             let request = tokio::select! {
                 request = requests.next() => request,
-                () = stopping.cancelled(), if !draining => {
-                    draining = true;
-                    // What the broker has sent by now still comes, and then the end.
-                    if requests.drain().await.is_err() {
-                        return;
-                    }
-                    continue;
-                }
+                () = stopping.cancelled() => break,
             };
-            let Some(request) = request else { break };
-            // The permit first, so that no more tasks are made than may work.
-            let permit = self.turn().await;
-            self.serve(request, permit);
+            let Some(request) = request else {
+                tracing::error!(subject = self.endpoint.subject(), "served no more: the connection is closed");
+                ended.cancel();
+                return;
+            };
+            received += 1;
+            self.admit(request).await;
         }
-        if !stopping.is_cancelled() {
-            tracing::error!(subject = self.endpoint.subject(), "served no more: the connection is closed");
-            ended.cancel();
+        for more in LAST {
+            if requests.unsubscribe_after(received + more).await.is_err() {
+                return;
+            }
+            let until = tokio::time::Instant::now() + STEP;
+            while let Ok(request) = tokio::time::timeout_at(until, requests.next()).await {
+                let Some(request) = request else { return };
+                received += 1;
+                self.admit(request).await;
+            }
         }
+        if requests.unsubscribe().await.is_ok() {
+            while let Some(request) = requests.next().await {
+                self.admit(request).await;
+            }
+        }
+    }
+
+    async fn admit(&mut self, request: Request) {
+        // The permit first, so that no more tasks are made than may work.
+        let permit = self.turn().await;
+        self.serve(request, permit);
     }
 
     async fn turn(&mut self) -> Option<OwnedSemaphorePermit> {

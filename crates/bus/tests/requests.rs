@@ -1,5 +1,7 @@
 //! Requests and services over a real broker. The messages are protobuf's wrapped strings and numbers.
 
+#![expect(clippy::unwrap_used, reason = "tests")]
+
 mod common;
 
 use std::sync::Arc;
