@@ -1,13 +1,13 @@
 #!/bin/sh
-# Prints the folder of a Postgres 15 or later: the one with `initdb` and `postgres` in it.
+# Prints the folder of a Postgres 15 or later: the one with `initdb`, `postgres` and `createdb` in it.
 #   postgres.sh find      looks in $ERRAND_PG_BIN, PATH, and where Debian and Homebrew put it (the newest first)
 #   postgres.sh ensure    and, as root on Debian, installs it where it is missing
 set -eu
 oldest=15
 
-# The major version of the Postgres in folder $1; nothing where there is none, or only half of one.
+# The major version of the Postgres in folder $1; nothing where there is none, or only some of its programs.
 major() {
-    [ -x "$1/initdb" ] && [ -x "$1/postgres" ] || return 0
+    [ -x "$1/initdb" ] && [ -x "$1/postgres" ] && [ -x "$1/createdb" ] || return 0
     "$1/postgres" --version 2>/dev/null | sed -n 's/^[^0-9]*\([0-9][0-9]*\).*/\1/p'
 }
 
@@ -53,7 +53,7 @@ if [ -z "$folder" ] && [ "${1:-find}" = ensure ] && [ -z "${ERRAND_PG_BIN:-}" ];
 fi
 if [ -z "$folder" ]; then
     if [ -n "${ERRAND_PG_BIN:-}" ]; then
-        echo "tools: ERRAND_PG_BIN=$ERRAND_PG_BIN holds no Postgres $oldest or later (initdb and postgres)" >&2
+        echo "tools: ERRAND_PG_BIN=$ERRAND_PG_BIN holds no Postgres $oldest or later (initdb, postgres, createdb)" >&2
     else
         echo "tools: the tests need Postgres $oldest or later: install it (Debian: apt-get install postgresql;" \
             "macOS: brew install postgresql@17), or name its bin folder in ERRAND_PG_BIN" >&2

@@ -1,91 +1,148 @@
+//! A real nats-server.
+
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use crate::guard::folder;
 use crate::process::Child;
+use crate::wait::pick_port;
 
-/// A real nats-server with JetStream on a port of its own choice.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A nats-server with JetStream that syncs every message, on a port and a folder of its own. Gone on drop.
 #[derive(Debug)]
 pub struct Broker {
+    // Before the folder: the process ends, then its files go.
+    child: Option<Child>,
     folder: TempDir,
-    child: Child,
     port: u16,
-}
-
-fn binary() -> PathBuf {
-    let fetched = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.tools/bin/nats-server");
-    match std::env::var_os("NATS_SERVER") {
-        Some(path) if !path.is_empty() => path.into(),
-        _ if fetched.is_file() => fetched,
-        _ => "nats-server".into(),
-    }
 }
 
 impl Broker {
     /// Starts one, and waits until it serves.
     ///
     /// # Panics
-    /// Where there is no nats-server (`make tools` fetches it), or it does not start.
+    /// Where there is no nats-server, or it does not start.
     #[must_use]
     pub fn start() -> Self {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let config = format!("jetstream {{ store_dir: {:?}, sync_interval: always }}", folder.path().join("js"));
-        std::fs::write(folder.path().join("nats.conf"), config).expect("the broker's configuration");
-        let (child, port) = launch(folder.path(), None);
-        Self { folder, child, port }
+        let mut broker = Self { child: None, folder: folder("nats"), port: 0 };
+        for _ in 0..10 {
+            broker.port = pick_port();
+            if broker.launch() {
+                return broker;
+            }
+        }
+        panic!("ten ports of nats-server were taken by others")
     }
 
-    /// Where it serves.
+    /// `nats://127.0.0.1:PORT`; stays the same over restarts.
     #[must_use]
     pub fn url(&self) -> String {
         format!("nats://127.0.0.1:{}", self.port)
     }
 
-    /// `kill -9`.
+    /// The process, where it runs.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::pid)
+    }
+
+    /// SIGKILL: what is not on the disk is lost.
     pub fn kill9(&mut self) {
-        self.child.kill9();
+        if let Some(mut child) = self.child.take() {
+            child.kill9();
+        }
     }
 
-    /// Starts it again after a kill, on the same port with the same data.
-    pub fn restart(&mut self) {
-        (self.child, self.port) = launch(self.folder.path(), Some(self.port));
+    /// Ends it in an orderly way.
+    pub fn stop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.terminate();
+        }
     }
 
-    /// Starts it again after a kill, on the same port, with nothing.
+    /// Starts it again, with the same address and data; one that runs is stopped first.
     ///
     /// # Panics
-    /// Where its data cannot be removed.
+    /// Where it does not start, or another has taken its port.
+    pub fn restart(&mut self) {
+        self.stop();
+        assert!(self.launch(), "port {} was taken while nats-server was down", self.port);
+    }
+
+    /// Starts it again at the same address with all its data lost; one that runs is killed first.
+    ///
+    /// # Panics
+    /// As [`Self::restart`].
     pub fn restart_empty(&mut self) {
-        std::fs::remove_dir_all(self.folder.path().join("js")).expect("the broker's data");
+        self.kill9();
+        let data = self.data();
+        std::fs::remove_dir_all(&data).unwrap_or_else(|error| panic!("{}: {error}", data.display()));
         self.restart();
     }
-}
 
-/// Starts the server and reads its port from the file that it writes once it listens.
-fn launch(folder: &Path, port: Option<u16>) -> (Child, u16) {
-    let ports = folder.join("ports");
-    let _not_there = std::fs::remove_dir_all(&ports);
-    std::fs::create_dir_all(&ports).expect("a folder for the ports file");
-    let mut command = Command::new(binary());
-    command.arg("-c").arg(folder.join("nats.conf")).arg("--ports_file_dir").arg(&ports);
-    command.args(["-a", "127.0.0.1", "-p"]).arg(port.map_or("-1".to_owned(), |port| port.to_string()));
-    let log = std::fs::File::create(folder.join("log")).expect("a log file");
-    command.stdout(Stdio::null()).stderr(log);
-    let child = Child::spawn(&mut command);
-    let began = Instant::now();
-    while began.elapsed() < Duration::from_secs(20) {
-        if let Some(port) = port_in(&ports) {
-            return (child, port);
+    /// Stops it where it stands: connections stay open and nobody answers.
+    pub fn sigstop(&mut self) {
+        if let Some(child) = &mut self.child {
+            child.sigstop();
         }
-        std::thread::sleep(Duration::from_millis(20));
     }
-    panic!("nats-server did not start: {}", std::fs::read_to_string(folder.join("log")).unwrap_or_default());
+
+    /// Lets it go on.
+    pub fn sigcont(&mut self) {
+        if let Some(child) = &mut self.child {
+            child.sigcont();
+        }
+    }
+
+    fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    /// False where the port is another's.
+    fn launch(&mut self) -> bool {
+        let config = self.folder.path().join("nats.conf");
+        std::fs::write(&config, self.config()).unwrap_or_else(|error| panic!("{}: {error}", config.display()));
+        let log = self.folder.path().join("nats.log");
+        // Of an earlier start there may be an "address already in use".
+        std::fs::write(&log, "").unwrap_or_else(|error| panic!("{}: {error}", log.display()));
+        let mut command = Command::new(nats_server());
+        let mut child = Child::spawn_logged(command.arg("-c").arg(&config), &log);
+        // It tells its ports in a file of this name when it serves on them, JetStream's recovery behind it.
+        let serves = self.folder.path().join(format!("nats-server_{}.ports", child.pid()));
+        let started = Instant::now();
+        while child.ended().is_none() {
+            if serves.exists() {
+                self.child = Some(child);
+                return true;
+            }
+            assert!(started.elapsed() < PATIENCE, "nats-server does not serve: {}", child.last_words());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let words = child.last_words();
+        assert!(words.contains("address already in use"), "{words}");
+        false
+    }
+
+    fn config(&self) -> String {
+        // The streams reserve what they may come to hold, so the limit is no smaller than a few installations need.
+        format!(
+            "listen: \"127.0.0.1:{}\"\nserver_name: \"{}\"\nports_file_dir: {:?}\n\
+             jetstream {{ store_dir: {:?}, sync_interval: always, max_file_store: 10TB, max_memory_store: 256MB }}\n",
+            self.port,
+            self.folder.path().file_name().unwrap_or_default().display(),
+            self.folder.path(),
+            self.data(),
+        )
+    }
 }
 
-fn port_in(folder: &Path) -> Option<u16> {
-    let file = std::fs::read_dir(folder).ok()?.find_map(|entry| entry.ok())?;
-    let ports: serde_json::Value = serde_json::from_slice(&std::fs::read(file.path()).ok()?).ok()?;
-    ports["nats"].as_array()?.iter().find_map(|url| url.as_str()?.rsplit(':').next()?.parse().ok())
+fn nats_server() -> PathBuf {
+    let fetched = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.tools/bin/nats-server");
+    let path = std::env::var_os("NATS_SERVER").map_or(fetched, PathBuf::from);
+    assert!(path.is_file(), "the tests need a nats-server and {} is none: run `make tools`", path.display());
+    path
 }

@@ -1,20 +1,23 @@
 //! The harness of the black-box tests: a real nats-server, a real Postgres, the services' real processes. Missing
-//! infrastructure fails a test with one line; it never skips it. What a test starts ends with it, also when it
-//! panics.
+//! infrastructure fails a test with one line; it never skips it. What a test starts ends with it, however it ends:
+//! also when it panics, and when its process is killed.
+//!
+//! The servers start and stop in plain functions that block for some tens of milliseconds, so they serve tests without
+//! a runtime as well.
 
 mod broker;
+mod guard;
 mod postgres;
 mod process;
+mod service;
+mod stack;
+mod wait;
 
 pub use broker::Broker;
+pub use guard::{folder, root};
+pub use nix::sys::signal::Signal;
 pub use postgres::Postgres;
-pub use process::{Child, service};
-
-/// Where the runs of a test are kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StoreKind {
-    /// A file in a temporary folder.
-    Sqlite,
-    /// A database of the test's own server.
-    Postgres,
-}
+pub use process::Child;
+pub use service::{Service, service};
+pub use stack::{Role, Stack, StoreKind};
+pub use wait::{eventually, pick_port};

@@ -258,7 +258,7 @@ async fn a_run_goes_through_an_interaction_and_a_review(store: StoreKind) -> any
     let approved: v1::RunResponse = stack.api("review_run", &review).await?;
     let approved = approved.run.context("the run")?;
     assert_eq!((approved.status(), approved.output.as_deref()), (RunStatus::Completed, Some(&b"1"[..])));
-    let events = stack.events_until_final(&[run.id.clone()]).await?;
+    let events = stack.events_until_final(std::slice::from_ref(&run.id)).await?;
     let expected = ["queued", "running", "interaction_required", "running", "review_required", "completed"];
     assert_eq!(events[&run.id], expected.map(|action| format!("task_run.{action}")));
     runner.stop(PATIENCE).await;
@@ -269,7 +269,7 @@ async fn failures_and_cancellations_say_why(store: StoreKind) -> anyhow::Result<
     let stack = Stack::start(store, 1).await?;
     let task = stack.task(v1::TaskSettings { max_attempts: Some(2), ..Default::default() }).await?;
     let misfit = v1::RunRequest { input: "{}".into(), ..Stack::request(&task) };
-    assert_eq!(stack.submit(misfit).await.unwrap_err().to_string(), "request/input_invalid");
+    assert_eq!(stack.submit(misfit).await.expect_err("the schema wants more").to_string(), "request/input_invalid");
 
     let wrong_output = stack.submit(Stack::request(&task)).await?.id;
     assert!(stack.grant(&wrong_output, 1, 1).await? && stack.report(&wrong_output, 1, finished("\"x\"")).await?);

@@ -1,0 +1,234 @@
+//! A whole installation of Errand, as processes.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use async_nats::Client;
+use errand_bus::{Bus, BusConfig};
+use futures::StreamExt;
+use tempfile::TempDir;
+
+use crate::guard::folder;
+use crate::process::Child;
+use crate::wait::eventually;
+use crate::{Broker, Postgres, Service};
+
+/// How long anything may take to start.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Where services keep their state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StoreKind {
+    /// Files in a temporary folder.
+    Sqlite,
+    /// A database of its own.
+    Postgres,
+}
+
+/// What a process of the installation does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Owns runs.
+    Dispatcher,
+    /// Owns sessions.
+    SessionPool,
+    /// Owns time.
+    TimeoutWatcher,
+    /// Owns deliveries.
+    Notifier,
+    /// Runs programs as agents.
+    Exec,
+}
+
+impl Role {
+    /// Its binary.
+    #[must_use]
+    pub const fn binary(self) -> &'static str {
+        match self {
+            Self::Dispatcher => "errand-dispatcher",
+            Self::SessionPool => "errand-session-pool",
+            Self::TimeoutWatcher => "errand-timeout-watcher",
+            Self::Notifier => "errand-notifier",
+            Self::Exec => "errand-exec",
+        }
+    }
+
+    /// Its name among the NATS micro services.
+    const fn micro(self) -> &'static str {
+        match self {
+            Self::Dispatcher => "dispatcher",
+            Self::SessionPool => "session-pool",
+            Self::TimeoutWatcher => "timeout-watcher",
+            Self::Notifier => "notifier",
+            Self::Exec => "errand-runner",
+        }
+    }
+
+    const fn has_store(self) -> bool {
+        matches!(self, Self::Dispatcher | Self::SessionPool)
+    }
+}
+
+/// A broker, a store and the services over them, under a prefix of their own.
+#[derive(Debug)]
+pub struct Stack {
+    // Dropped in this order: the services do not see their broker or store go.
+    services: Vec<(Role, Service)>,
+    /// The broker, to do harm to.
+    pub broker: Broker,
+    /// The Postgres, where it is this stack's own.
+    pub postgres: Option<Postgres>,
+    store: String,
+    prefix: String,
+    folder: TempDir,
+}
+
+impl Stack {
+    /// A broker and a store without services. Postgres is a new database in the server that the tests of this process
+    /// share.
+    ///
+    /// # Panics
+    /// Where a server is missing or does not start.
+    #[must_use]
+    pub fn new(kind: StoreKind) -> Self {
+        let folder = folder("stack");
+        let store = match kind {
+            StoreKind::Sqlite => format!("sqlite://{}", folder.path().display()),
+            StoreKind::Postgres => Postgres::shared().fresh_database(),
+        };
+        Self::over(folder, store, None)
+    }
+
+    /// As [`Self::new`], with a Postgres of its own that the test may do harm to.
+    ///
+    /// # Panics
+    /// As [`Self::new`].
+    #[must_use]
+    pub fn with_own_postgres() -> Self {
+        let postgres = Postgres::start();
+        Self::over(folder("stack"), postgres.url(), Some(postgres))
+    }
+
+    fn over(folder: TempDir, store: String, postgres: Option<Postgres>) -> Self {
+        // The broker is its own, and the prefix is another than the shipped one: what forgets it is found out.
+        let prefix = "test.errand".to_owned();
+        Self { services: Vec::new(), broker: Broker::start(), postgres, store, prefix, folder }
+    }
+
+    /// What the subjects start with.
+    #[must_use]
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// What `--store` is given.
+    #[must_use]
+    pub fn store(&self) -> &str {
+        &self.store
+    }
+
+    /// The folder of this stack's files; of SQLite, too.
+    #[must_use]
+    pub fn folder(&self) -> &std::path::Path {
+        self.folder.path()
+    }
+
+    /// Starts one more process of a role; [`Self::ready`] waits for it.
+    ///
+    /// # Panics
+    /// Where its binary was not built.
+    pub fn start(&mut self, role: Role, more: &[&str]) {
+        let url = self.broker.url();
+        let mut args = vec!["--nats-url", &url, "--prefix", &self.prefix];
+        if role.has_store() {
+            args.extend(["--store", &self.store]);
+        }
+        args.extend(more);
+        let service = Service::spawn(role.binary(), &args, &[]);
+        self.services.push((role, service));
+    }
+
+    /// The processes of a role, in the order of their start.
+    pub fn services(&mut self, role: Role) -> impl Iterator<Item = &mut Service> {
+        self.services.iter_mut().filter(move |(one, _)| *one == role).map(|(_, service)| service)
+    }
+
+    /// The first process of a role.
+    ///
+    /// # Panics
+    /// Where there is none.
+    pub fn service(&mut self, role: Role) -> &mut Service {
+        self.services(role).next().unwrap_or_else(|| panic!("the test has started no {role:?}"))
+    }
+
+    /// Waits until every process that has not ended serves: as many as there are answer the discovery of NATS micro
+    /// with their endpoints.
+    ///
+    /// # Panics
+    /// Where one does not within a minute.
+    pub async fn ready(&mut self) {
+        let url = self.broker.url();
+        let client = async_nats::connect(&url).await.unwrap_or_else(|error| panic!("{url}: {error}"));
+        let roles: HashSet<Role> = self.services.iter().map(|(role, _)| *role).collect();
+        for role in roles {
+            let mut wanted = 0;
+            for service in self.services(role) {
+                wanted += usize::from(service.process().ended().is_none());
+            }
+            eventually(&format!("{wanted} {role:?} that serve"), PATIENCE, async || {
+                self.fail_of_the_fallen(role, wanted);
+                (serving(&client, role, &self.prefix).await >= wanted).then_some(())
+            })
+            .await;
+        }
+    }
+
+    /// One that ends while it is waited for says why, sooner than the wait does.
+    fn fail_of_the_fallen(&mut self, role: Role, wanted: usize) {
+        let all: Vec<&mut Child> = self.services(role).map(Service::process).collect();
+        let mut fallen: Vec<String> = Vec::new();
+        let mut alive = 0;
+        for child in all {
+            match child.ended() {
+                None => alive += 1,
+                Some(_) => fallen.push(child.last_words()),
+            }
+        }
+        assert!(alive >= wanted, "a {role:?} ended instead of serving: {}", fallen.join("\n"));
+    }
+
+    /// A connection under this stack's prefix.
+    ///
+    /// # Panics
+    /// Where the broker is not there.
+    pub async fn bus(&self) -> Bus {
+        let config = BusConfig {
+            url: self.broker.url(),
+            prefix: self.prefix.clone(),
+            name: "errand-tests".into(),
+            ..BusConfig::default()
+        };
+        Bus::connect(config, PATIENCE).await.unwrap_or_else(|error| panic!("{error}"))
+    }
+}
+
+/// How many instances with endpoints answer for a role under a prefix.
+async fn serving(client: &Client, role: Role, prefix: &str) -> usize {
+    let inbox = client.new_inbox();
+    let Ok(mut answers) = client.subscribe(inbox.clone()).await else { return 0 };
+    let subject = format!("$SRV.INFO.{}", role.micro());
+    if client.publish_with_reply(subject, inbox, bytes::Bytes::new()).await.is_err() {
+        return 0;
+    }
+    let mut instances = HashSet::new();
+    // Nobody says how many will answer, so the answers end when none has come for a while.
+    while let Ok(Some(answer)) = tokio::time::timeout(Duration::from_millis(50), answers.next()).await {
+        let info: serde_json::Value = serde_json::from_slice(&answer.payload).unwrap_or_default();
+        let ours = info["metadata"]["prefix"] == prefix;
+        let listens = info["endpoints"].as_array().is_some_and(|endpoints| !endpoints.is_empty());
+        if let (true, true, Some(id)) = (ours, listens, info["id"].as_str()) {
+            instances.insert(id.to_owned());
+        }
+    }
+    instances.len()
+}
