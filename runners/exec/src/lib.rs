@@ -1,1 +1,62 @@
-//! errand-exec
+//! A runner that executes any program, in any language, as an agent: one process per run, JSON lines over stdin and
+//! stdout. docs/exec-agents.md is the protocol's reference.
+//!
+//! A binary that embeds this runner calls [`supervise_main`] before anything else when its first argument is
+//! [`SUPERVISE`]: each program runs below such a process, which ends it when the runner dies.
+
+mod config;
+mod conversation;
+mod host;
+mod lines;
+mod process;
+#[cfg(target_os = "linux")]
+mod procfs;
+mod protocol;
+mod supervisor;
+mod work;
+
+use anyhow::Context;
+use errand_kit::health;
+use errand_runner::RunnerConfig;
+use tokio_util::sync::CancellationToken;
+
+pub use config::Config;
+pub use supervisor::{SUPERVISE, supervise_main};
+
+/// Runs an exec runner until shutdown.
+///
+/// # Errors
+/// Where the broker or a folder is not there at start, or the runner fails for good.
+pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let directory = config.directory.canonicalize();
+    let directory = directory.with_context(|| format!("--directory {}", config.directory.display()))?;
+    let supervisor = match config.supervisor {
+        Some(path) => path,
+        None => std::env::current_exe().context("this program's own file")?,
+    };
+    let root = config.work.unwrap_or_else(|| std::env::temp_dir().join("errand-exec"));
+    let work = work::Work::claim(&root).with_context(|| format!("--work {}", root.display()))?;
+    let bus = config.kit.connect("exec").await?;
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let capacity = config.capacity.unwrap_or_else(|| u32::try_from(cores).unwrap_or(1));
+    let warm = config.warm;
+    let runner = RunnerConfig { capacity, warm, tenants: config.tenants, ..RunnerConfig::new(config.agent) };
+    let host = host::Exec::new(host::Settings { directory, supervisor }, work);
+    let runner = errand_runner::run(bus.clone(), host, runner, shutdown.clone());
+    match config.kit.health_listen {
+        None => Ok(runner.await?),
+        // The runner's end is this process's; the other way round too.
+        Some(listen) => tokio::select! {
+            ended = runner => Ok(ended?),
+            failed = never_well(health::serve(listen, bus, shutdown)) => Err(failed.context("health")),
+        },
+    }
+}
+
+/// Waits for a failure: a server that ends well has been shut down, and the runner drains.
+async fn never_well(served: impl Future<Output = anyhow::Result<()>>) -> anyhow::Error {
+    match served.await {
+        Ok(()) => std::future::pending().await,
+        Err(error) => error,
+    }
+}

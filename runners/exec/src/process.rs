@@ -1,0 +1,170 @@
+//! One agent's program under its supervisor, with its three streams.
+
+use std::ffi::OsString;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use tokio::fs::OpenOptions;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use crate::lines::Lines;
+use crate::protocol::Program;
+use crate::supervisor::{Ended, SUPERVISE};
+use crate::work::{RunFolders, SESSION_VARIABLE};
+
+/// What a run's log may hold.
+const MAX_LOG_BYTES: u64 = 10 * 1024 * 1024;
+const LOG_IS_FULL: &[u8] = b"\n[errand: the log has reached its limit of 10 MiB; the rest is left out]\n";
+/// How long a supervisor may take to kill everything before it is killed itself.
+const KILL_PATIENCE: Duration = Duration::from_secs(5);
+/// Of the runner's environment, what an agent gets.
+const INHERITED: [&str; 3] = ["PATH", "HOME", "LANG"];
+
+/// A program that runs.
+pub(crate) struct Process {
+    pub(crate) supervisor: Child,
+    /// The group's leader is the supervisor, so this stays valid until that is waited for.
+    group: Pid,
+    pub(crate) lines: Lines<ChildStdout>,
+    stdin: mpsc::UnboundedSender<Vec<u8>>,
+    log: JoinHandle<()>,
+    report: PathBuf,
+}
+
+/// Starts a program for a run.
+pub(crate) fn start(
+    supervisor: &Path,
+    program: &Program,
+    directory: &Path,
+    folders: &RunFolders,
+    run_id: &str,
+) -> io::Result<Process> {
+    let mut command = Command::new(supervisor);
+    command.arg(SUPERVISE).arg(&folders.report).args(&program.command);
+    command.current_dir(directory).process_group(0);
+    command.env_clear().envs(inherited()).envs(&program.env);
+    // Last: a program's `env` does not change what the runner promises.
+    command
+        .env("ERRAND_RUN_ID", run_id)
+        .env("ERRAND_FILES_DIR", &folders.files)
+        .env(SESSION_VARIABLE, &folders.session);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut supervisor = command.spawn()?;
+    let gone = || io::Error::other("the supervisor has ended at once");
+    let group = supervisor.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw).ok_or_else(gone)?;
+    let stdin = supervisor.stdin.take().ok_or_else(gone)?;
+    let stdout = supervisor.stdout.take().ok_or_else(gone)?;
+    let stderr = supervisor.stderr.take().ok_or_else(gone)?;
+    // Unbounded, yet what a runner says to one agent is bounded: two lines, a stop, and its answers.
+    let (sender, lines) = mpsc::unbounded_channel();
+    tokio::spawn(write(stdin, lines));
+    Ok(Process {
+        supervisor,
+        group,
+        lines: Lines::new(stdout),
+        stdin: sender,
+        log: tokio::spawn(keep_log(stderr, folders.log.clone())),
+        report: folders.report.clone(),
+    })
+}
+
+fn inherited() -> impl Iterator<Item = (&'static str, OsString)> {
+    INHERITED.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?)))
+}
+
+impl Process {
+    /// Has a line written to the program's stdin, as soon as it reads.
+    pub(crate) fn send(&self, line: Vec<u8>) {
+        let _ = self.stdin.send(line);
+    }
+
+    /// Asks the whole group to end. The supervisor takes no notice.
+    pub(crate) fn terminate(&self) {
+        if self.supervisor.id().is_some() {
+            let _ = killpg(self.group, Signal::SIGTERM);
+        }
+    }
+
+    /// Waits for the end of a program whose stdout has ended: all of its group are dead then.
+    pub(crate) async fn ended(mut self) -> Ended {
+        self.wait().await;
+        let Self { stdin, lines, mut log, report, .. } = self;
+        drop((stdin, lines));
+        // Only a process that has left the group and outlived its supervisor can still hold stderr.
+        if timeout(KILL_PATIENCE, &mut log).await.is_err() {
+            log.abort();
+        }
+        Ended::read(&report)
+    }
+
+    /// Kills the program with everything that it has started. False where that has taken the supervisor too long.
+    pub(crate) async fn kill(self) -> bool {
+        let Self { mut supervisor, group, lines, stdin, mut log, .. } = self;
+        // That nobody reads its stdout any more tells the supervisor to kill.
+        drop((lines, stdin));
+        let in_time = timeout(KILL_PATIENCE, supervisor.wait()).await.is_ok();
+        if !in_time {
+            let _ = killpg(group, Signal::SIGKILL);
+            let _ = supervisor.wait().await;
+        }
+        if timeout(KILL_PATIENCE, &mut log).await.is_err() {
+            log.abort();
+        }
+        in_time
+    }
+
+    async fn wait(&mut self) {
+        if timeout(KILL_PATIENCE, self.supervisor.wait()).await.is_err() {
+            let _ = killpg(self.group, Signal::SIGKILL);
+            let _ = self.supervisor.wait().await;
+        }
+    }
+}
+
+/// Writes lines until nobody sends any, then closes the program's stdin.
+async fn write(mut stdin: ChildStdin, mut lines: mpsc::UnboundedReceiver<Vec<u8>>) {
+    while let Some(line) = lines.recv().await {
+        // A program that has closed its stdin does not want to know; its end is told by its stdout.
+        if stdin.write_all(&line).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Keeps what a program writes to stderr, up to the limit; the rest is read and left out, so that it never blocks.
+async fn keep_log(mut stderr: ChildStderr, path: PathBuf) {
+    let mut buffer = vec![0; 8 * 1024];
+    let mut file = None;
+    let mut room = MAX_LOG_BYTES;
+    loop {
+        let read = match stderr.read(&mut buffer).await {
+            Ok(0) | Err(_) => break,
+            Ok(read) => read,
+        };
+        if room == 0 {
+            continue;
+        }
+        // Made at the first byte: most agents say nothing.
+        if file.is_none() {
+            file = OpenOptions::new().create(true).append(true).mode(0o600).open(&path).await.ok();
+        }
+        let Some(open) = &mut file else { continue };
+        let fits = usize::try_from(room).unwrap_or(usize::MAX).min(read);
+        let written = async {
+            open.write_all(&buffer[..fits]).await?;
+            if fits < read { open.write_all(LOG_IS_FULL).await } else { Ok(()) }
+        };
+        room = if written.await.is_ok() { room - fits as u64 } else { 0 };
+    }
+    if let Some(mut file) = file {
+        let _ = file.flush().await;
+    }
+}
