@@ -1,1 +1,4 @@
-//! errand-session-pool
+//! The session-pool owns sessions: it registers runners, has sessions made, leases them to the runs that wait, and
+//! takes them back (DESIGN section 4).
+
+pub mod pool;
