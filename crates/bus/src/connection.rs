@@ -6,8 +6,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_nats::connection::State;
 use async_nats::header::HeaderMap;
-use async_nats::jetstream;
 use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::stream::ConsumerErrorKind;
+use async_nats::jetstream::{self, ErrorCode};
 use async_nats::{Client, ConnectOptions, Event};
 use bytes::Bytes;
 use errand_proto::v1;
@@ -15,7 +16,7 @@ use futures::{Stream, StreamExt};
 use prost::Message;
 use tokio::sync::{Notify, watch};
 
-use crate::consume;
+use crate::delivery::milliseconds;
 use crate::streams::StreamKind;
 use crate::subjects::Subjects;
 use crate::{MINIMUM_BROKER, service, trace};
@@ -105,11 +106,13 @@ pub enum BusError {
 }
 
 impl BusError {
-    /// A consumer that could not be made: a bad request stays one, all else may pass.
+    /// A consumer that could not be made: a bad request or configuration stays one, all else may pass.
     pub(crate) fn consumer(stream: &str, error: &jetstream::stream::ConsumerError) -> Self {
         let (name, what) = (stream.to_owned(), error.to_string());
         match error.kind() {
-            jetstream::stream::ConsumerErrorKind::JetStream(error) if error.code() == 400 => {
+            ConsumerErrorKind::JetStream(error)
+                if error.code() == 400 || error.error_code() == ErrorCode::STREAM_INVALID_CONFIG =>
+            {
                 Self::Refused { name, what }
             }
             _ => Self::Stream { name, what },
@@ -464,7 +467,7 @@ impl Bus {
                 message_id: message.headers.get("Nats-Msg-Id").map(|id| id.as_str().to_owned()),
                 subject: message.subject.to_string(),
                 payload: message.payload,
-                published_at_ms: consume::milliseconds(message.time),
+                published_at_ms: milliseconds(message.time),
             })),
             Err(error) if error.kind() == Kind::NoMessageFound => Ok(None),
             Err(error) => {

@@ -11,7 +11,8 @@ use time::OffsetDateTime;
 use tokio::sync::watch;
 
 use crate::connection::{Bus, BusError};
-use crate::consume::{Delivery, HEARTBEAT};
+use crate::delivery::Delivery;
+use crate::durable::HEARTBEAT;
 use crate::streams::StreamKind;
 
 /// Messages that are asked for at once.
@@ -156,9 +157,12 @@ impl Follower {
         } else {
             self.policy(&stream, &info.state).await?
         };
-        if matches!(self.at, At::Start(FollowFrom::New)) && info.state.last_sequence > 0 {
+        if matches!(self.at, At::Start(FollowFrom::New)) {
             // "New" is settled once, not at each connection.
-            self.at = At::Seen { sequence: info.state.last_sequence, time: info.state.last_timestamp };
+            self.at = match info.state.last_sequence {
+                0 => At::Start(FollowFrom::Beginning),
+                sequence => At::Seen { sequence, time: info.state.last_timestamp },
+            };
         }
         self.created = Some(info.created);
         let wanted = pull::Config {

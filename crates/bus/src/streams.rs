@@ -7,7 +7,7 @@ use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind};
 use async_nats::jetstream::stream::{Config, DiscardPolicy, PersistenceMode, RetentionPolicy, StorageType};
 
 use crate::connection::{Bus, BusError};
-use crate::consume::milliseconds;
+use crate::delivery::milliseconds;
 
 const MONTH: Duration = Duration::from_secs(30 * 24 * 3600);
 /// How long a message id is remembered.

@@ -1,14 +1,10 @@
 //! Requests and services over a real broker. The messages are protobuf's wrapped strings and numbers.
 
-#![expect(clippy::unwrap_used, reason = "tests")]
-
-mod common;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use common::{Broker, eventually};
+use crate::harness::{Broker, eventually};
 use errand_bus::{Bus, RequestError, Service, StreamKind, trace};
 use errand_core::{Error, ErrorCode};
 use futures::StreamExt;

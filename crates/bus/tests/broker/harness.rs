@@ -1,6 +1,4 @@
-//! A broker of the test's own, which can be killed, started again, and robbed of what it stored.
-
-#![expect(dead_code, unreachable_pub, clippy::unwrap_used, reason = "for tests, each of which uses another part")]
+//! A broker of the test's own.
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -10,53 +8,62 @@ use std::time::{Duration, Instant};
 use errand_bus::{Bus, BusConfig};
 use tempfile::TempDir;
 
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A server, and a shell that kills it when the test process is gone, however that ends.
+struct Running {
+    guard: Child,
+    server: Child,
+}
 
 /// A `nats-server` with its own port and its own directory.
-pub struct Broker {
-    child: Option<Child>,
+pub(crate) struct Broker {
+    running: Option<Running>,
     port: u16,
     directory: TempDir,
     max_file_store: &'static str,
 }
 
 impl Broker {
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self::with_storage("8GB")
     }
 
     /// With so much room for streams.
-    pub fn with_storage(max_file_store: &'static str) -> Self {
+    pub(crate) fn with_storage(max_file_store: &'static str) -> Self {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let mut broker = Self { child: None, port, directory: tempfile::tempdir().unwrap(), max_file_store };
+        let mut broker = Self { running: None, port, directory: tempfile::tempdir().unwrap(), max_file_store };
         broker.start_again();
         broker
     }
 
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("nats://127.0.0.1:{}", self.port)
     }
 
     /// Where JetStream keeps its files.
-    pub fn store(&self) -> PathBuf {
+    pub(crate) fn store(&self) -> PathBuf {
         self.directory.path().join("store/jetstream")
     }
 
     /// As `kill -9` does.
-    pub fn kill(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            child.kill().unwrap();
-            child.wait().unwrap();
+    pub(crate) fn kill(&mut self) {
+        if let Some(Running { mut guard, mut server }) = self.running.take() {
+            // The guard first: the server's number may soon be another process's.
+            for process in [&mut guard, &mut server] {
+                process.kill().unwrap();
+                process.wait().unwrap();
+            }
         }
     }
 
     /// What was stored is gone. The broker must not run.
-    pub fn wipe(&self) {
-        assert!(self.child.is_none(), "the broker runs");
+    pub(crate) fn wipe(&self) {
+        assert!(self.running.is_none(), "the broker runs");
         std::fs::remove_dir_all(self.store()).unwrap();
     }
 
-    pub fn start_again(&mut self) {
+    pub(crate) fn start_again(&mut self) {
         let config = self.directory.path().join("nats.conf");
         let text = format!(
             "listen: 127.0.0.1:{}\njetstream {{ store_dir: {:?}, max_file_store: {}, sync_interval: always }}\n",
@@ -67,14 +74,19 @@ impl Broker {
         std::fs::write(&config, text).unwrap();
         let log =
             std::fs::File::options().create(true).append(true).open(self.directory.path().join("nats.log")).unwrap();
-        let child = Command::new(nats_server())
+        let server = Command::new(nats_server())
             .arg("-c")
             .arg(&config)
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
             .unwrap_or_else(|error| panic!("nats-server does not start: {error}"));
-        self.child = Some(child);
+        let guard = Command::new("sh")
+            .args(["-c", "cat; kill -9 \"$0\"", &server.id().to_string()])
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        self.running = Some(Running { guard, server });
         let deadline = Instant::now() + PATIENCE;
         while std::net::TcpStream::connect(("127.0.0.1", self.port)).is_err() {
             assert!(Instant::now() < deadline, "nats-server does not listen: {}", self.log());
@@ -82,19 +94,19 @@ impl Broker {
         }
     }
 
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.directory.path().join("nats.log")).unwrap_or_default()
     }
 
-    pub async fn connect(&self) -> Bus {
+    pub(crate) async fn connect(&self) -> Bus {
         self.connect_as("errand.v1").await
     }
 
-    pub async fn connect_as(&self, prefix: &str) -> Bus {
+    pub(crate) async fn connect_as(&self, prefix: &str) -> Bus {
         Bus::connect(self.config(prefix), PATIENCE).await.unwrap()
     }
 
-    pub fn config(&self, prefix: &str) -> BusConfig {
+    pub(crate) fn config(&self, prefix: &str) -> BusConfig {
         BusConfig {
             url: self.url(),
             prefix: prefix.to_owned(),
@@ -105,7 +117,7 @@ impl Broker {
     }
 
     /// The same broker without Errand's bus, to look behind it.
-    pub async fn bare(&self) -> async_nats::Client {
+    pub(crate) async fn bare(&self) -> async_nats::Client {
         async_nats::connect(self.url()).await.unwrap()
     }
 }
@@ -134,7 +146,7 @@ fn nats_server() -> PathBuf {
 }
 
 /// Waits until `holds`, and says what did not come true otherwise.
-pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+pub(crate) async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
     while !holds().await {
         assert!(tokio::time::Instant::now() < deadline, "not in time: {what}");

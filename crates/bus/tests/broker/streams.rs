@@ -1,10 +1,8 @@
 //! The streams as a real broker has them.
 
-mod common;
-
+use crate::harness::{Broker, PATIENCE};
 use async_nats::jetstream;
 use async_nats::jetstream::stream::{PersistenceMode, RetentionPolicy};
-use common::{Broker, PATIENCE};
 use errand_bus::{Bus, BusConfig, BusError, StreamKind};
 
 #[tokio::test]

@@ -1,0 +1,390 @@
+//! A durable consumer that hands over batches, one after another, in the order of the stream.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::{AckPolicy, PriorityPolicy, pull};
+use async_nats::jetstream::{self, AckKind};
+use futures::StreamExt;
+use tokio::task::{JoinError, JoinHandle};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::connection::{Bus, BusError};
+use crate::delivery::{Delivery, Verdict, hand_over, settle};
+use crate::durable::{Durable, Pull};
+use crate::streams::StreamKind;
+
+/// A durable consumer of which one instance at a time is served; the others stand by.
+#[derive(Debug, Clone)]
+pub struct InOrderConfig {
+    /// Its name.
+    pub durable: &'static str,
+    /// Of which stream.
+    pub stream: StreamKind,
+    /// Subjects with wildcards; none for all of the stream.
+    pub filters: Vec<String>,
+    /// How long the broker waits for a sign of life before it delivers again what this instance holds.
+    pub ack_wait: Duration,
+    /// Messages that are handed over together at most.
+    pub max_batch: usize,
+    /// How often a batch is tried before its messages are tried one by one, and then one of them before it is a dead
+    /// letter; 0 for no limit.
+    pub max_attempts: u32,
+    /// What its dead letters are: `dlq.<what>`.
+    pub dead_letter: &'static str,
+}
+
+/// The broker's name for those of whom it serves one.
+const GROUP: &str = "in-order";
+/// An instance that has not asked for so long has died; another one is served.
+const PIN: Duration = Duration::from_secs(15);
+const EXPIRES: Duration = Duration::from_secs(6);
+const HEARTBEAT: Duration = Duration::from_secs(2);
+/// How long the batch under way may take at the end.
+const DRAIN: Duration = Duration::from_secs(10);
+/// How long a batch waits whose handler panicked.
+const AFTER_PANIC: Duration = Duration::from_secs(1);
+
+/// Hands all messages to `handler` in the order of the stream, until shutdown: one batch at a time, each with all that
+/// has arrived by then. The verdict is for the whole batch. [`Verdict::RetryAfter`] holds everything behind it up;
+/// [`Verdict::DeadLetter`] for a batch of several means that each is tried by itself, so that one bad message takes no
+/// others with it.
+///
+/// Of several instances one is served. What it held when it died comes again, after [`InOrderConfig::ack_wait`] and
+/// before what is newer, as far as the broker can tell; drop duplicates by id.
+///
+/// # Errors
+/// [`BusError::Refused`], where the broker will never have such a consumer. What else fails is tried again.
+pub async fn consume_in_order<F, Fut>(
+    bus: &Bus,
+    config: InOrderConfig,
+    shutdown: CancellationToken,
+    handler: F,
+) -> Result<(), BusError>
+where
+    F: Fn(Vec<Delivery>) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Verdict> + Send + 'static,
+{
+    let max_batch = config.max_batch.max(1);
+    let wanted = pull::Config {
+        durable_name: Some(config.durable.to_owned()),
+        ack_policy: AckPolicy::Explicit,
+        ack_wait: config.ack_wait,
+        // Counted here: the broker would skip a message that it gives up, untold.
+        max_deliver: -1,
+        max_ack_pending: i64::try_from(max_batch * 4).unwrap_or(i64::MAX),
+        filter_subjects: config.filters.clone(),
+        priority_policy: PriorityPolicy::PinnedClient,
+        priority_groups: vec![GROUP.to_owned()],
+        priority_timeout: PIN,
+        ..pull::Config::default()
+    };
+    let pull = Pull { batch: max_batch, expires: EXPIRES, heartbeat: HEARTBEAT, group: Some(GROUP) };
+    let durable = Durable::new(bus, config.stream, wanted, pull);
+    let line = Line {
+        bus: bus.clone(),
+        config: InOrderConfig { max_batch, ..config },
+        handler,
+        arrived: VecDeque::new(),
+        singly: 0,
+        work: Work::Nothing,
+        missing: None,
+        served: false,
+    };
+    line.run(durable, shutdown).await
+}
+
+/// The batch that is handed over.
+struct Batch {
+    messages: Vec<jetstream::Message>,
+    failures: u32,
+}
+
+enum Work {
+    Nothing,
+    UnderWay(Batch, JoinHandle<Verdict>),
+    Again(Batch, Instant),
+}
+
+/// What an instance that died holds, and is to come before what is newer.
+struct Missing {
+    messages: usize,
+    /// Up to here.
+    sequence: u64,
+    /// From the first message on: until then nobody was served, or somebody else.
+    until: Option<Instant>,
+}
+
+struct Line<F> {
+    bus: Bus,
+    config: InOrderConfig,
+    handler: F,
+    arrived: VecDeque<jetstream::Message>,
+    /// So many of those that have arrived are handed over one by one.
+    singly: usize,
+    work: Work,
+    missing: Option<Missing>,
+    /// Whether the broker has this instance down as the one that is served.
+    served: bool,
+}
+
+enum Event {
+    Arrived(Option<Result<Box<jetstream::Message>, pull::MessagesError>>),
+    Handled(Result<Verdict, JoinError>),
+    Due,
+    Alive,
+    Reconnected,
+    Stop,
+}
+
+impl<F, Fut> Line<F>
+where
+    F: Fn(Vec<Delivery>) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Verdict> + Send + 'static,
+{
+    async fn run(mut self, mut durable: Durable, shutdown: CancellationToken) -> Result<(), BusError> {
+        let ended = loop {
+            match self.run_until_broken(&mut durable, &shutdown).await {
+                Ok(()) if shutdown.is_cancelled() => break Ok(()),
+                Ok(()) => {}
+                Err(error @ BusError::Refused { .. }) => break Err(error),
+                Err(error) => {
+                    tracing::warn!(%error, durable = self.config.durable, "the consumer is made anew");
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                }
+            }
+        };
+        self.finish(&durable).await;
+        ended
+    }
+
+    async fn run_until_broken(&mut self, durable: &mut Durable, shutdown: &CancellationToken) -> Result<(), BusError> {
+        let generations = durable.generation();
+        let before = *generations.borrow();
+        let opened = tokio::select! {
+            opened = self.open(durable) => opened,
+            () = shutdown.cancelled() => return Ok(()),
+        };
+        let mut messages = opened?;
+        if before != *generations.borrow() {
+            self.forget();
+        }
+        let mut alive = tokio::time::interval((self.config.ack_wait / 3).max(Duration::from_millis(100)));
+        loop {
+            self.start();
+            let next_due = self.next_due();
+            let event = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => Event::Stop,
+                handled = handled(&mut self.work) => Event::Handled(handled),
+                () = sleep_until(next_due) => Event::Due,
+                _ = alive.tick() => Event::Alive,
+                message = messages.next() => Event::Arrived(message.map(|message| message.map(Box::new))),
+                () = durable.reconnected() => Event::Reconnected,
+            };
+            let failed = |what: String| BusError::Stream { name: self.config.durable.to_owned(), what };
+            match event {
+                Event::Arrived(Some(Ok(message))) => self.arrive(*message),
+                Event::Arrived(Some(Err(error))) => return Err(failed(error.to_string())),
+                Event::Arrived(None) => return Err(failed("its messages ended".into())),
+                Event::Handled(verdict) => self.judge(verdict).await,
+                Event::Due => self.missing = self.missing.take().filter(|missing| !missing.is_over()),
+                Event::Alive => self.stay_alive().await,
+                Event::Reconnected | Event::Stop => return Ok(()),
+            }
+        }
+    }
+
+    async fn open(&mut self, durable: &mut Durable) -> Result<pull::Stream, BusError> {
+        if std::mem::take(&mut self.served) {
+            self.step_down(durable).await;
+        }
+        let (messages, info) = durable.open().await?;
+        let held = self.arrived.len() + self.work.batch().map_or(0, |batch| batch.messages.len());
+        let missing = info.num_ack_pending.saturating_sub(held);
+        let sequence = info.delivered.stream_sequence;
+        self.missing = (missing > 0).then_some(Missing { messages: missing, sequence, until: None });
+        Ok(messages)
+    }
+
+    /// Lets the broker serve another instance, or this one under its new connection, without waiting for [`PIN`].
+    async fn step_down(&self, durable: &Durable) {
+        if let Ok(stream) = durable.stream().await
+            && let Err(error) = stream.unpin_consumer(self.config.durable, GROUP).await
+        {
+            tracing::debug!(%error, durable = self.config.durable, "the broker frees the place by itself in time");
+        }
+    }
+
+    /// The stream is another one: what the former delivered comes again, and must not be acked.
+    fn forget(&mut self) {
+        self.arrived.clear();
+        self.singly = 0;
+        if let Work::UnderWay(_, task) = std::mem::replace(&mut self.work, Work::Nothing) {
+            task.abort();
+        }
+    }
+
+    fn arrive(&mut self, message: jetstream::Message) {
+        self.served = true;
+        let sequence = place(&message);
+        // A message that is delivered again is older than what has arrived since, or is among it.
+        match self.arrived.iter().rposition(|other| place(other) <= sequence) {
+            Some(at) if place(&self.arrived[at]) == sequence => {
+                self.arrived[at] = message;
+                return;
+            }
+            Some(at) => self.arrived.insert((at + 1).max(self.singly), message),
+            None => self.arrived.insert(self.singly, message),
+        }
+        if let Some(missing) = &mut self.missing {
+            missing.until.get_or_insert(Instant::now() + self.config.ack_wait);
+            if sequence <= missing.sequence {
+                missing.messages = missing.messages.saturating_sub(1);
+            }
+            if missing.messages == 0 {
+                self.missing = None;
+            }
+        }
+    }
+
+    fn next_due(&self) -> Option<Instant> {
+        let again = match &self.work {
+            Work::Again(_, at) => Some(*at),
+            Work::Nothing | Work::UnderWay(..) => None,
+        };
+        let missing = self.missing.as_ref().and_then(|missing| missing.until);
+        again.into_iter().chain(missing).min()
+    }
+
+    /// Hands the next batch over, if nothing is under way.
+    fn start(&mut self) {
+        match &self.work {
+            Work::UnderWay(..) => {}
+            Work::Again(_, at) if *at > Instant::now() => {}
+            Work::Again(..) => {
+                if let Work::Again(batch, _) = std::mem::replace(&mut self.work, Work::Nothing) {
+                    self.hand_over(batch);
+                }
+            }
+            Work::Nothing => {
+                let count = match (self.singly, &self.missing) {
+                    (0, None) => self.arrived.len().min(self.config.max_batch),
+                    // The broker delivers again in no particular order.
+                    (0, Some(_)) => 0,
+                    (_, _) => 1,
+                };
+                if count > 0 {
+                    let messages = self.arrived.drain(..count).collect();
+                    self.singly = self.singly.saturating_sub(1);
+                    self.hand_over(Batch { messages, failures: 0 });
+                }
+            }
+        }
+    }
+
+    fn hand_over(&mut self, batch: Batch) {
+        let deliveries = batch.messages.iter().filter_map(Delivery::of).collect();
+        let task = tokio::spawn((self.handler)(deliveries));
+        self.work = Work::UnderWay(batch, task);
+    }
+
+    async fn judge(&mut self, verdict: Result<Verdict, JoinError>) {
+        let Work::UnderWay(mut batch, _) = std::mem::replace(&mut self.work, Work::Nothing) else { return };
+        let verdict = verdict.unwrap_or_else(|error| {
+            tracing::error!(%error, durable = self.config.durable, "a handler panicked");
+            Verdict::RetryAfter(AFTER_PANIC)
+        });
+        batch.failures += 1;
+        let exhausted = self.config.max_attempts > 0 && batch.failures >= self.config.max_attempts;
+        let verdict = match verdict {
+            Verdict::RetryAfter(delay) if !exhausted => {
+                self.work = Work::Again(batch, Instant::now() + delay);
+                return;
+            }
+            Verdict::RetryAfter(_) => Verdict::DeadLetter(format!("not handled in {} attempts", batch.failures)),
+            verdict => verdict,
+        };
+        if batch.messages.len() > 1 && matches!(verdict, Verdict::DeadLetter(_)) {
+            self.singly += batch.messages.len();
+            for message in batch.messages.into_iter().rev() {
+                self.arrived.push_front(message);
+            }
+            return;
+        }
+        for message in &batch.messages {
+            settle(&self.bus, self.config.dead_letter, message, verdict.clone()).await;
+        }
+    }
+
+    /// Keeps the broker from delivering to another what waits here.
+    async fn stay_alive(&self) {
+        let under_way = self.work.batch().map_or(&[][..], |batch| &batch.messages);
+        for message in under_way.iter().chain(&self.arrived) {
+            if message.ack_with(AckKind::Progress).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Waits for the batch under way, and gives back the rest.
+    async fn finish(mut self, durable: &Durable) {
+        let mut left = Vec::new();
+        match std::mem::replace(&mut self.work, Work::Nothing) {
+            Work::Nothing => {}
+            Work::Again(batch, _) => left.extend(batch.messages),
+            Work::UnderWay(batch, mut task) => match tokio::time::timeout(DRAIN, &mut task).await {
+                Ok(Ok(Verdict::Ack)) => {
+                    for message in &batch.messages {
+                        settle(&self.bus, self.config.dead_letter, message, Verdict::Ack).await;
+                    }
+                }
+                Ok(_) => left.extend(batch.messages),
+                Err(_) => {
+                    task.abort();
+                    left.extend(batch.messages);
+                }
+            },
+        }
+        left.extend(self.arrived.drain(..));
+        hand_over(left).await;
+        if self.served {
+            self.step_down(durable).await;
+        }
+    }
+}
+
+impl Work {
+    const fn batch(&self) -> Option<&Batch> {
+        match self {
+            Self::Nothing => None,
+            Self::UnderWay(batch, _) | Self::Again(batch, _) => Some(batch),
+        }
+    }
+}
+
+impl Missing {
+    fn is_over(&self) -> bool {
+        self.until.is_some_and(|until| until <= Instant::now())
+    }
+}
+
+fn place(message: &jetstream::Message) -> u64 {
+    message.info().map_or(0, |info| info.stream_sequence)
+}
+
+async fn handled(work: &mut Work) -> Result<Verdict, JoinError> {
+    match work {
+        Work::UnderWay(_, task) => task.await,
+        Work::Nothing | Work::Again(..) => std::future::pending().await,
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
