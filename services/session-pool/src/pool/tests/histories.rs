@@ -229,6 +229,21 @@ impl Theatre {
         }
     }
 
+    fn session_lost(&mut self, which: u8) {
+        if let Some(change) = self.any_session(which) {
+            let (runner_id, id) = (change.session.runner_id, change.session.id);
+            self.world.pool.session_lost(runner_id, id, "died", self.world.now);
+        }
+    }
+
+    fn end_session(&mut self, which: u8) {
+        if let Some(change) = self.any_session(which)
+            && let Some(of) = change.session.tenant
+        {
+            let _ = self.world.pool.end_session(change.session.id, &of, self.world.now);
+        }
+    }
+
     fn play(&mut self, op: Op) {
         let now = self.world.now;
         match op {
@@ -286,18 +301,8 @@ impl Theatre {
             Op::TearDownAnswered { which, ok } => self.tear_down_answered(which, ok),
             Op::GrantAnswered { which, lost } => self.grant_answered(which, lost),
             Op::LossAnswered => self.losses_answered(),
-            Op::SessionLost(which) => {
-                if let Some(change) = self.any_session(which) {
-                    self.world.pool.session_lost(change.session.runner_id, change.session.id, "died", now);
-                }
-            }
-            Op::EndSession(which) => {
-                if let Some(change) = self.any_session(which)
-                    && let Some(of) = change.session.tenant
-                {
-                    let _ = self.world.pool.end_session(change.session.id, &of, now);
-                }
-            }
+            Op::SessionLost(which) => self.session_lost(which),
+            Op::EndSession(which) => self.end_session(which),
             Op::Pass(millis) => self.pass(millis.into()),
             Op::Restart => self.restart(),
         }
