@@ -31,7 +31,10 @@ impl Pool {
                 hold(tokens.insert(token), || format!("token {token} was given twice"))?;
                 hold(token <= self.token, || format!("token {token} is beyond {}", self.token))?;
                 hold(slot.terms.is_some(), || format!("{id} is leased without terms"))?;
-                hold(self.by_run.contains_key(&run_id), || format!("{run_id} has a session and is not found"))?;
+                // The newest lease of a run is found; an older one waits to be given back.
+                let newest = self.by_run.get(&run_id).and_then(|id| self.slots.get(id)?.session.holder());
+                let found = newest.is_none_or(|(_, newest)| newest >= token);
+                hold(found, || format!("{run_id} has {id}, and an older lease is found"))?;
             }
             let runner = self.runners.get(&slot.session.runner_id);
             hold(runner.is_some_and(|runner| runner.sessions.contains(id)), || format!("{id} is no runner's"))?;

@@ -172,8 +172,7 @@ impl Pool {
         if let (State::Running { since, .. }, Some(StoredTerms { attempt, keep })) = (&state, terms) {
             let granted_at = *since;
             let (accepted, uncertain) = (false, true);
-            slot.terms =
-                Some(Terms { attempt, keep, granted_at, told_at: now, accepted, uncertain, want: None });
+            slot.terms = Some(Terms { attempt, keep, granted_at, told_at: now, accepted, uncertain, want: None });
         }
         self.add_slot(slot);
         match state {
@@ -247,8 +246,7 @@ impl Pool {
     fn lose_silent_runners(&mut self, now: Timestamp) {
         let lost_ms = self.policy.lost_ms;
         let silent = |runner: &&Runner| now.millis_since(runner.last_seen) >= lost_ms;
-        let lost: Vec<RunnerId> =
-            self.runners.iter().filter(|(_, runner)| silent(runner)).map(|(id, _)| *id).collect();
+        let lost: Vec<RunnerId> = self.runners.iter().filter(|(_, runner)| silent(runner)).map(|(id, _)| *id).collect();
         for id in lost {
             tracing::warn!(runner = %id, "a runner is silent; its sessions are lost");
             self.lose_runner(id, "its runner is silent", now);

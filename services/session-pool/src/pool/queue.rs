@@ -132,10 +132,10 @@ impl Pool {
     }
 
     pub(super) fn line_mut(&mut self, agent: &AgentId, tenant: &Tenant) -> &mut Line {
-        let turn = self.turn;
+        let turn = self.turn.saturating_sub(1);
         let lines = &mut self.agent_mut(agent).lines;
         if !lines.contains_key(tenant) {
-            // Who comes anew stands behind those who have waited as long as it has not.
+            // Who comes anew stands behind those who wait already, and before the one that was served just now.
             lines.insert(tenant.clone(), Line { turn, ..Line::default() });
         }
         lines.get_mut(tenant).unwrap_or_else(|| unreachable!("it was just inserted"))
@@ -219,7 +219,7 @@ impl Pool {
 
     /// The tenant was served.
     pub(super) fn take_turn(&mut self, agent: &AgentId, tenant: &Tenant) {
-        self.turn += 1;
+        self.turn += 2;
         let turn = self.turn;
         self.line_mut(agent, tenant).turn = turn;
         self.reorder(agent, tenant);
@@ -240,6 +240,12 @@ impl Pool {
         let (rank, fit, reuse) = (waiting.want.rank(), waiting.want.fit(), waiting.want.reuse);
         let (agent, tenant) = (waiting.want.agent_id.clone(), waiting.want.tenant.clone());
         if let Some(session_id) = waiting.want.session_id {
+            if !self.slots.get(&session_id).is_some_and(|slot| slot.may_serve()) {
+                // In vain. The dispatcher hears of it when it asks again.
+                waiting.place = Place::Line;
+                self.forget(run_id);
+                return;
+            }
             waiting.place = Place::Named(session_id);
             // A session that runs wait for by name is nobody else's.
             self.unindex(session_id);

@@ -228,8 +228,7 @@ impl Pool {
     fn take_registration(&mut self, registration: Registration, now: Timestamp) {
         let id = registration.id;
         let Some(runner) = self.runners.get(&id) else { return };
-        let (agent_id, old_class, was_known) =
-            (runner.agent_id.clone(), runner.class, runner.registration.is_some());
+        let (agent_id, old_class, was_known) = (runner.agent_id.clone(), runner.class, runner.registration.is_some());
         let agent = self.agent_mut(&agent_id);
         if was_known {
             agent.classes[old_class].runners -= 1;
@@ -448,14 +447,8 @@ impl Pool {
     #[must_use]
     pub fn agent_views(&self) -> Vec<AgentView> {
         let mut views: std::collections::BTreeMap<&AgentId, AgentView> = std::collections::BTreeMap::new();
-        let empty = |id: &AgentId| AgentView {
-            id: id.clone(),
-            runners: 0,
-            capacity: 0,
-            sessions: 0,
-            leases: 0,
-            waiting: 0,
-        };
+        let empty =
+            |id: &AgentId| AgentView { id: id.clone(), runners: 0, capacity: 0, sessions: 0, leases: 0, waiting: 0 };
         for (id, waiting) in self.waiting_by_agent() {
             views.insert(id, AgentView { waiting, ..empty(id) });
         }

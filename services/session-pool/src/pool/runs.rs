@@ -1,7 +1,7 @@
 //! What the dispatcher says: who waits, who has enough, which grants stand.
 
 use errand_core::run::{Lease, LeaseToken};
-use errand_core::session::{Command, State};
+use errand_core::session::Command;
 use errand_core::{Error, ErrorCode, RunId, SessionId, Timestamp};
 
 use super::Pool;
@@ -74,10 +74,7 @@ impl Pool {
         if slot.session.agent_id != want.agent_id {
             return refused("is another agent's");
         }
-        match slot.session.state {
-            State::Queued | State::Running { .. } | State::Idle { .. } => Ok(()),
-            State::Completing | State::Completed | State::Failed => refused("has ended"),
-        }
+        if slot.may_serve() { Ok(()) } else { refused("has ended") }
     }
 
     /// A run no longer waits, or no longer needs its session. What is not its own (any more) is left alone.

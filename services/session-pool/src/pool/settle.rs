@@ -83,7 +83,6 @@ impl Pool {
             self.lease(*id, run_id, now);
         } else if let Some(runner) = first_but(class.free.iter().map(|(_, id)| *id), waiting.avoid) {
             self.provision(new_id(), runner, Some(run_id), now);
-            self.take_turn(agent_id, tenant);
         } else if let Some((_, id)) = class.idle.first().copied() {
             match self.overtaker(tenant, id, rank) {
                 Some(other) => {
@@ -92,10 +91,7 @@ impl Pool {
                         waiting.overtaken += 1;
                     }
                 }
-                None => {
-                    self.evict(id, run_id, now);
-                    self.take_turn(agent_id, tenant);
-                }
+                None => self.evict(id, run_id, now),
             }
         } else {
             return false;

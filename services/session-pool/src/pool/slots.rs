@@ -49,16 +49,7 @@ pub(super) struct Terms {
 impl Slot {
     pub(super) fn new(session: Session, now: Timestamp) -> Self {
         let pristine = session.runs_served == 0;
-        Self {
-            session,
-            terms: None,
-            pristine,
-            promised: None,
-            ready_at: now,
-            listed: 0,
-            missed: 0,
-            tear_downs: 0,
-        }
+        Self { session, terms: None, pristine, promised: None, ready_at: now, listed: 0, missed: 0, tear_downs: 0 }
     }
 
     pub(super) fn lease(&self) -> Option<(RunId, Lease)> {
@@ -68,6 +59,11 @@ impl Slot {
 
     pub(super) fn is_held_by(&self, token: LeaseToken) -> bool {
         self.session.holder().is_some_and(|(_, held)| held == token)
+    }
+
+    /// Whether a run may still get it.
+    pub(super) const fn may_serve(&self) -> bool {
+        matches!(self.session.state, State::Queued | State::Running { .. } | State::Idle { .. })
     }
 
     /// What the run wanted, where nobody knows whether it has accepted.
@@ -113,7 +109,11 @@ impl Pool {
         let (class, pristine, fit) = (runner.class, slot.pristine, Fit::of(&slot.session));
         let (agent_id, tenant) = (slot.session.agent_id.clone(), slot.session.tenant.clone());
         let put = |set: &mut std::collections::BTreeSet<_>| {
-            if there { set.insert((since, id)) } else { set.remove(&(since, id)) };
+            if there {
+                set.insert((since, id))
+            } else {
+                set.remove(&(since, id))
+            };
         };
         let agent = self.agent_mut(&agent_id);
         match &tenant {
@@ -155,8 +155,7 @@ impl Pool {
     fn record(&mut self, id: SessionId) {
         let Some(slot) = self.slots.get(&id) else { return };
         debug_assert!(check(&slot.session).is_ok(), "{:?}", check(&slot.session));
-        let terms =
-            slot.terms.as_ref().map(|terms| StoredTerms { attempt: terms.attempt, keep: terms.keep });
+        let terms = slot.terms.as_ref().map(|terms| StoredTerms { attempt: terms.attempt, keep: terms.keep });
         self.out.changes.push(Change { session: slot.session.clone(), terms });
     }
 
