@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use async_nats::jetstream;
-use errand_tests::{Broker, Child, Postgres, Service, Signal, Stack, StoreKind, eventually, service};
+use errand_tests::{Broker, Child, Postgres, Role, Service, Signal, Stack, StoreKind, eventually, service};
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
 use sqlx::{Connection, PgConnection};
@@ -138,6 +138,19 @@ async fn a_stack_has_a_broker_and_an_empty_store() {
         stack.ready().await;
         assert_eq!(stack.bus().await.subjects().prefix(), stack.prefix());
     }
+}
+
+#[tokio::test]
+async fn a_stack_is_ready_when_as_many_serve_as_were_started() {
+    let mut stack = Stack::new(StoreKind::Sqlite);
+    stack.start(Role::Dispatcher, &["--log", "warn"]);
+    stack.start(Role::Dispatcher, &["--log", "warn"]);
+    stack.ready().await;
+    stack.service(Role::Dispatcher).process().kill9();
+    stack.ready().await;
+    stack.service(Role::Dispatcher).restart();
+    stack.ready().await;
+    assert_eq!(stack.services(Role::Dispatcher).filter_map(|one| one.process().terminate()).sum::<i32>(), 0);
 }
 
 #[tokio::test]
