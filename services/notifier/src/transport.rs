@@ -1,0 +1,128 @@
+//! The only place that knows the bus: takes events from the stream, tells them on.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use errand_bus::{
+    Bus, BusError, Delivery, HeaderMap, InOrderConfig, Service, StreamKind, Verdict, consume_in_order, trace,
+};
+use errand_core::{Error, ErrorCode, Timestamp};
+use errand_proto::v1;
+use tokio_util::sync::CancellationToken;
+
+use crate::fan_out::{Progress, Telling, telling};
+
+/// By which a subscriber drops duplicates.
+const EVENT_ID: &str = "Errand-Event-Id";
+
+/// How long to wait before a batch is told on again that the broker did not take.
+const AGAIN: Duration = Duration::from_millis(500);
+
+fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}
+
+/// Publishes one event; it may still be on its way out.
+async fn publish(bus: &Bus, told: Telling) -> Result<(), BusError> {
+    let mut headers = HeaderMap::new();
+    headers.insert(EVENT_ID, told.event_id.as_str());
+    if let Some(traceparent) = &told.traceparent {
+        trace::set(&mut headers, traceparent);
+    }
+    let subject = bus.subjects().notify(&told.tenant, &told.object, &told.action);
+    bus.publish_raw(subject, Some(headers), told.json.into()).await
+}
+
+/// Takes the events of the stream in their order, until shutdown.
+pub(crate) async fn consume(
+    bus: Bus,
+    batch: u16,
+    progress: Arc<Mutex<Progress>>,
+    shutdown: CancellationToken,
+) -> Result<(), BusError> {
+    let config = InOrderConfig {
+        durable: "notifier",
+        stream: StreamKind::Event,
+        filters: Vec::new(),
+        ack_wait: Duration::from_secs(10),
+        max_batch: usize::from(batch),
+        // An event is never given up because the broker was away; one that cannot be told on is a dead letter at once.
+        max_attempts: 0,
+        dead_letter: "notifier",
+    };
+    let handler = {
+        let bus = bus.clone();
+        move |batch| tell_on(bus.clone(), Arc::clone(&progress), batch)
+    };
+    consume_in_order(&bus, config, shutdown, handler).await
+}
+
+/// Tells a batch on, in its order. All or nothing: an event that cannot be told on makes the bus bring each of the
+/// batch by itself, and then it takes no other with it.
+async fn tell_on(bus: Bus, progress: Arc<Mutex<Progress>>, batch: Vec<Delivery>) -> Verdict {
+    let told: Result<Vec<Telling>, String> = batch.iter().map(|delivery| telling(&delivery.payload)).collect();
+    let told = match told {
+        Ok(told) => told,
+        Err(reason) => {
+            if let [delivery] = &batch[..] {
+                tracing::error!(subject = delivery.subject, reason, "an event cannot be told on");
+                note(&progress, |progress| progress.dead_letters += 1);
+            }
+            return Verdict::DeadLetter(reason);
+        }
+    };
+    let newest = told.iter().map(|told| told.created_at).max();
+    if let Err(error) = publish_all(&bus, told).await {
+        tracing::warn!(%error, events = batch.len(), "the broker did not take events; they are told on again");
+        return Verdict::RetryAfter(AGAIN);
+    }
+    note(&progress, |progress| {
+        progress.published += batch.len() as u64;
+        progress.redelivered += batch.iter().filter(|delivery| delivery.delivery_count > 1).count() as u64;
+        progress.stream_sequence = batch.last().map_or(progress.stream_sequence, |last| last.stream_sequence);
+        progress.lag_ms = newest.map_or(progress.lag_ms, |newest| now().millis_since(newest));
+    });
+    Verdict::Ack
+}
+
+/// When this returns the broker has them: a flush alone would only mean that they have left the process.
+async fn publish_all(bus: &Bus, told: Vec<Telling>) -> Result<(), BusError> {
+    for told in told {
+        publish(bus, told).await?;
+    }
+    bus.round_trip().await.map(drop)
+}
+
+fn note(progress: &Mutex<Progress>, change: impl FnOnce(&mut Progress)) {
+    change(&mut progress.lock().unwrap_or_else(PoisonError::into_inner));
+}
+
+/// Answers what people ask of the notifier.
+pub(crate) async fn serve(bus: &Bus, progress: Arc<Mutex<Progress>>) -> Result<Service, BusError> {
+    let subject = bus.subjects().api("notifier", "status");
+    let asked = bus.clone();
+    let status = move |_: v1::NotifierStatusRequest| status(asked.clone(), Arc::clone(&progress));
+    Service::builder(bus, "notifier", "Tells every event on as JSON")
+        .endpoint("status", subject, 16, status)
+        .start()
+        .await
+}
+
+async fn status(bus: Bus, progress: Arc<Mutex<Progress>>) -> Result<v1::NotifierStatusResponse, Error> {
+    let last = last_sequence(&bus).await.map_err(|error| ErrorCode::API_UNAVAILABLE.with(error.to_string()))?;
+    let progress = *progress.lock().unwrap_or_else(PoisonError::into_inner);
+    Ok(v1::NotifierStatusResponse {
+        published: progress.published,
+        redelivered: progress.redelivered,
+        dead_letters: progress.dead_letters,
+        stream_sequence: progress.stream_sequence,
+        last_stream_sequence: last,
+        lag_ms: progress.lag_ms,
+    })
+}
+
+/// The last place in the event stream.
+pub(crate) async fn last_sequence(bus: &Bus) -> Result<u64, BusError> {
+    Ok(bus.event_stream_state().await?.last_sequence)
+}
