@@ -228,7 +228,8 @@ mod tests {
 
     #[test]
     fn each_limit_names_its_field() {
-        let cases: [(&str, fn(&mut Definition)); 9] = [
+        type Spoil = fn(&mut Definition);
+        let cases: [(&str, Spoil); 9] = [
             ("name", |d| d.name.clear()),
             ("name", |d| d.name = "x".repeat(129)),
             ("prompt", |d| d.prompt = "x".repeat(limits::MAX_PROMPT_BYTES + 1)),

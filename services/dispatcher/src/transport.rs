@@ -98,7 +98,8 @@ pub async fn take_submissions(shared: Shared, shutdown: CancellationToken) -> an
         durable: "dispatcher",
         stream: StreamKind::Submit,
         ack_wait: Duration::from_secs(30),
-        max_deliver: 20,
+        // Only a store that is away asks for another delivery, a second later: half a day of that costs no accepted run.
+        max_deliver: 50_000,
         in_flight: 1024,
         dead_letter: "submit",
     };

@@ -1,6 +1,8 @@
 //! The session-pool's own process over a real broker and real databases, with a dispatcher and a runner that do what
 //! the test says.
 
+#![expect(clippy::unwrap_used, reason = "a test says what is missing by failing")]
+
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
