@@ -1,7 +1,9 @@
 //! Events: what happened, and what happens.
 
+use errand_bus::FollowFrom;
 use errand_core::{Error, ErrorCode};
 use errand_proto::v1;
+use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
 use prost::Message;
 
@@ -45,6 +47,14 @@ impl EventFilter {
         self.object_id = object_id.to_string();
         self
     }
+
+    /// Whether an event is one of these.
+    #[must_use]
+    pub fn matches(&self, event: &v1::Event) -> bool {
+        let fits = |wanted: &str, found: &str| wanted == "*" || wanted == found;
+        let (object, action) = event.r#type.split_once('.').unwrap_or((&event.r#type, ""));
+        fits(&self.object, object) && fits(&self.action, action) && fits(&self.object_id, &event.object_id)
+    }
 }
 
 impl Client {
@@ -72,24 +82,31 @@ impl Client {
         Box::pin(pages)
     }
 
-    /// Events as they are published, from now on. What the connection misses while the broker is away is not repeated:
-    /// [`Client::watch`] misses nothing of its run.
+    /// Events as they are published, from now on: what is published after this returns is heard, also when the broker
+    /// goes and comes back. An event may come twice; drop repetitions by id.
     ///
     /// # Errors
-    /// [`ClientError::Bus`].
+    /// [`ClientError::Bus`], of the call where the broker is away, of the stream where it refuses for good.
     pub async fn follow_events(
         &self,
         filter: &EventFilter,
-    ) -> Result<impl Stream<Item = v1::Event> + Send + Unpin + use<>, ClientError> {
+    ) -> Result<BoxStream<'static, Result<v1::Event, ClientError>>, ClientError> {
         let subject = self.bus.subjects().event(&self.tenant, &filter.object, &filter.action, &filter.object_id);
-        let live = self.bus.subscribe(subject).await?;
-        Ok(live.filter_map(|incoming| {
-            let event = v1::Event::decode(incoming.payload);
-            if let Err(error) = &event {
-                tracing::warn!(%error, subject = incoming.subject, "an event cannot be read");
-            }
-            futures::future::ready(event.ok())
-        }))
+        let deliveries = errand_bus::follow(&self.bus, subject, FollowFrom::New).await?;
+        let events = deliveries.filter_map(|delivery| {
+            let event = match delivery {
+                Err(error) => Some(Err(error.into())),
+                Ok(delivery) => match v1::Event::decode(delivery.payload) {
+                    Ok(event) => Some(Ok(event)),
+                    Err(error) => {
+                        tracing::warn!(%error, subject = delivery.subject, "an event cannot be read");
+                        None
+                    }
+                },
+            };
+            futures::future::ready(event)
+        });
+        Ok(events.boxed())
     }
 }
 
@@ -107,6 +124,9 @@ mod tests {
         ] {
             let filter = EventFilter::of_type(text).unwrap();
             assert_eq!((filter.object.as_str(), filter.action.as_str()), expected);
+            let failed = v1::Event { r#type: "task_run.failed".into(), object_id: "a".into(), ..Default::default() };
+            assert_eq!(filter.matches(&failed), text != "task_run.completed");
+            assert!(!filter.about("b").matches(&failed));
         }
         for text in ["", "task_run", "task_run.", ">", "task_run.>", "task_run.a.b", "Task.x"] {
             assert_eq!(EventFilter::of_type(text).unwrap_err().field.as_deref(), Some("type"), "{text}");

@@ -1,0 +1,505 @@
+//! The arguments of every command.
+
+use std::path::PathBuf;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use errand_core::run::{Decision, RunResult, RunStatus};
+use errand_core::session::SessionStatus;
+use errand_core::{CredentialId, RunId, RunnerId, SessionId, SourceId, Tenant};
+
+/// Runs tasks on scarce compute, and tells everyone what happened.
+#[derive(Debug, Parser)]
+#[command(
+    name = "errand",
+    version,
+    subcommand_required = true,
+    arg_required_else_help = true,
+    max_term_width = 100,
+    after_help = "Exit codes: 0 done, 1 an error or a run that did not complete, 2 wrong usage."
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Everywhere")]
+pub(crate) struct Global {
+    /// Where the NATS servers are, separated by commas
+    #[arg(
+        long,
+        global = true,
+        value_name = "URL",
+        env = "ERRAND_NATS_URL",
+        hide_env_values = true,
+        default_value = "nats://127.0.0.1:4222"
+    )]
+    pub(crate) nats_url: String,
+    /// A NATS credentials file
+    #[arg(long, global = true, value_name = "FILE", env = "ERRAND_NATS_CREDENTIALS", hide_env_values = true)]
+    pub(crate) nats_credentials: Option<PathBuf>,
+    /// What every subject starts with
+    #[arg(long, global = true, env = "ERRAND_PREFIX", hide_env_values = true, default_value = "errand.v1")]
+    pub(crate) prefix: String,
+    /// Whose tasks and runs
+    #[arg(long, global = true, env = "ERRAND_TENANT", hide_env_values = true, default_value = "default")]
+    pub(crate) tenant: Tenant,
+    /// Prints one JSON object a line
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// What is logged on stderr: `info`, `errand_dispatcher=debug`, ...
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILTER",
+        env = "ERRAND_LOG",
+        hide_env_values = true,
+        default_value = "warn"
+    )]
+    pub(crate) log: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Starts everything in one process: NATS server, services, and a runner for programs
+    Dev(DevArgs),
+    /// Tasks: what can be run
+    Task(TaskArgs),
+    /// Runs a task
+    Run(RunArgs),
+    /// Task runs
+    Runs(RunsArgs),
+    /// Answers what a run asks its user
+    Interact(InteractArgs),
+    /// Approves or rejects the output of a run that waits for review
+    Review(ReviewArgs),
+    /// Events: what happened, and what happens
+    Events(EventsArgs),
+    /// Sessions: where runs execute
+    Sessions(SessionsArgs),
+    /// Runners: what hosts the sessions
+    Runners(RunnersArgs),
+    /// Agents: the kinds of runner that there are
+    Agents,
+    /// Checks broker, streams, services, store and clocks, and says how to mend what is wrong
+    Doctor(DoctorArgs),
+    /// Measures throughput and latency of the whole stack
+    Bench(BenchArgs),
+    /// Shows a stack at work on an example, from start to end
+    Demo(DemoArgs),
+    /// Prints a completion script for a shell
+    Completions(CompletionsArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DevArgs {
+    /// Where NATS and the store keep their files
+    #[arg(long, value_name = "FOLDER", env = "ERRAND_DATA", hide_env_values = true, default_value = "data")]
+    pub(crate) data: PathBuf,
+    /// The NATS server's port on 127.0.0.1; 0: any free one
+    #[arg(long, default_value_t = 4222)]
+    pub(crate) port: u16,
+    /// Where runs are kept: sqlite://FOLDER or postgres://USER@HOST/DATABASE [default: sqlite in the data folder]
+    #[arg(long, value_name = "URL", env = "ERRAND_STORE", hide_env_values = true)]
+    pub(crate) store: Option<String>,
+    #[command(flatten)]
+    pub(crate) nats_server: NatsServerArg,
+    /// Sessions of the runner for programs, at the same time
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) capacity: u32,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct NatsServerArg {
+    /// The NATS server's program [default: .tools/bin/nats-server, else the one in PATH]
+    #[arg(long = "nats-server", value_name = "FILE", env = "NATS_SERVER", hide_env_values = true)]
+    pub(crate) nats_server: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TaskArgs {
+    #[command(subcommand)]
+    pub(crate) command: TaskCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TaskCommand {
+    /// Makes tasks be as they are written: new, a new version, or unchanged
+    Apply {
+        /// JSON files with a definition each, or a list of them; `-`: stdin
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+    },
+    /// Lists the tasks, newest first
+    List {
+        /// Only those of this agent
+        #[arg(long, value_name = "AGENT")]
+        agent: Vec<String>,
+    },
+    /// Shows a task
+    Get {
+        /// By id or name
+        task: String,
+        /// This version, not the newest
+        #[arg(long, value_name = "N")]
+        version: Option<u32>,
+    },
+    /// Deletes a task; its runs stay
+    Delete {
+        /// By id or name
+        task: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// The task, by id or name
+    pub(crate) task: String,
+    /// The input: JSON, @FILE, or @- for stdin
+    #[arg(long, short, value_name = "JSON")]
+    pub(crate) input: Option<String>,
+    /// A note for its reader and for filters; may be repeated
+    #[arg(long, short, value_name = "KEY=VALUE", value_parser = key_value)]
+    pub(crate) metadata: Vec<(String, String)>,
+    /// -100..100, higher first [default: the task's]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub(crate) priority: Option<i32>,
+    /// Bounds the execution's whole time, in seconds [default: the task's]
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) timeout: Option<u32>,
+    /// Asks for review of the output
+    #[arg(long)]
+    pub(crate) review: bool,
+    /// The session that it must execute in
+    #[arg(long, value_name = "ID")]
+    pub(crate) session: Option<SessionId>,
+    /// The system that it works on
+    #[arg(long, value_name = "ID")]
+    pub(crate) source: Option<SourceId>,
+    /// Secrets for the source
+    #[arg(long, value_name = "ID")]
+    pub(crate) credential: Option<CredentialId>,
+    /// The run's id, chosen by you: asking twice makes one run
+    #[arg(long, value_name = "ID")]
+    pub(crate) id: Option<RunId>,
+    /// Follows the run to its end, and asks you what it asks; the exit code tells whether it completed
+    #[arg(long, short)]
+    pub(crate) watch: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunsArgs {
+    #[command(subcommand)]
+    pub(crate) command: RunsCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum RunsCommand {
+    /// Lists runs, newest first
+    List(RunsListArgs),
+    /// Shows a run
+    Get {
+        run: RunId,
+        /// Adds its events
+        #[arg(long)]
+        events: bool,
+    },
+    /// Follows a run from its first event to its end
+    Watch { run: RunId },
+    /// Cancels runs
+    Cancel {
+        #[arg(required = true)]
+        runs: Vec<RunId>,
+    },
+    /// Runs the same task with the same input again
+    Retry {
+        run: RunId,
+        /// Follows the new run to its end
+        #[arg(long, short)]
+        watch: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunsListArgs {
+    /// Only with this status; may be repeated
+    #[arg(long, short, value_parser = statuses())]
+    pub(crate) status: Vec<RunStatus>,
+    /// Only with this result; may be repeated
+    #[arg(long, value_parser = results())]
+    pub(crate) result: Vec<RunResult>,
+    /// Only of this task, by id or name; may be repeated
+    #[arg(long, short, value_name = "TASK")]
+    pub(crate) task: Vec<String>,
+    /// Only for this agent; may be repeated
+    #[arg(long, value_name = "AGENT")]
+    pub(crate) agent: Vec<String>,
+    /// Only in this session; may be repeated
+    #[arg(long, value_name = "ID")]
+    pub(crate) session: Vec<SessionId>,
+    /// Only with this note; may be repeated, and all must be there
+    #[arg(long, short, value_name = "KEY=VALUE", value_parser = key_value)]
+    pub(crate) metadata: Vec<(String, String)>,
+    /// Only those made after this time, RFC 3339
+    #[arg(long, value_name = "TIME", value_parser = time_ms)]
+    pub(crate) after: Option<i64>,
+    /// Only those made before this time, RFC 3339
+    #[arg(long, value_name = "TIME", value_parser = time_ms)]
+    pub(crate) before: Option<i64>,
+    /// At most so many; 0: all
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 20)]
+    pub(crate) limit: usize,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InteractArgs {
+    pub(crate) run: RunId,
+    /// The answer, field by field; without any, you are asked, or told what to give
+    #[arg(value_name = "FIELD=VALUE", value_parser = key_value)]
+    pub(crate) fields: Vec<(String, String)>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ReviewArgs {
+    pub(crate) run: RunId,
+    pub(crate) decision: DecisionArg,
+    /// Why
+    #[arg(long, short, default_value = "", hide_default_value = true)]
+    pub(crate) comment: String,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum DecisionArg {
+    /// The output stands: the run completes
+    Approve,
+    /// It does not: the run fails
+    Reject,
+}
+
+impl From<DecisionArg> for Decision {
+    fn from(decision: DecisionArg) -> Self {
+        match decision {
+            DecisionArg::Approve => Self::Approve,
+            DecisionArg::Reject => Self::Reject,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EventsArgs {
+    #[command(subcommand)]
+    pub(crate) command: EventsCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum EventsCommand {
+    /// Prints events as they happen
+    Tail {
+        /// Of this type only: task_run.completed, task_run.*, ...
+        #[arg(long = "type", short = 't', value_name = "TYPE", default_value = "*")]
+        event_type: String,
+        /// Of this run only, from its first event; ends with its final one
+        #[arg(long, value_name = "ID")]
+        run: Option<RunId>,
+        /// Ends after so many
+        #[arg(long, short = 'n', value_name = "N")]
+        limit: Option<usize>,
+    },
+    /// Lists the events of a run, a session or a task, oldest first
+    List {
+        /// trun_..., sess_... or task_...
+        #[arg(value_name = "ID")]
+        object: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SessionsArgs {
+    #[command(subcommand)]
+    pub(crate) command: SessionsCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SessionsCommand {
+    /// Lists sessions, newest first
+    List {
+        /// Only with this status; may be repeated
+        #[arg(long, short, value_parser = session_statuses())]
+        status: Vec<SessionStatus>,
+        /// Only of this agent; may be repeated
+        #[arg(long, value_name = "AGENT")]
+        agent: Vec<String>,
+        /// At most so many; 0: all
+        #[arg(long, short = 'n', value_name = "N", default_value_t = 20)]
+        limit: usize,
+    },
+    /// Shows a session
+    Get { session: SessionId },
+    /// Ends a session; the run in it is canceled
+    End { session: SessionId },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunnersArgs {
+    #[command(subcommand)]
+    pub(crate) command: RunnersCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum RunnersCommand {
+    /// Lists the runners that are connected
+    List {
+        /// Only of this agent; may be repeated
+        #[arg(long, value_name = "AGENT")]
+        agent: Vec<String>,
+    },
+    /// Lets a runner finish what it has, and gives it nothing new
+    Drain { runner: RunnerId },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// How long to wait for the answers of the services, in milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 500)]
+    pub(crate) wait: u64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    /// Runs of the loaded part
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 20_000)]
+    pub(crate) runs: usize,
+    /// Runs in flight at once, in the loaded part
+    #[arg(long, short = 'c', value_name = "N", default_value_t = 256)]
+    pub(crate) concurrency: usize,
+    /// Runs one after the other, in the unloaded part
+    #[arg(long, value_name = "N", default_value_t = 500)]
+    pub(crate) unloaded: usize,
+    /// Runs in one submit request of the loaded part
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = batch)]
+    pub(crate) batch: usize,
+    /// Spreads the runs over so many tenants
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) tenants: usize,
+    /// Sessions of the no-op runner [default: the concurrency]
+    #[arg(long, value_name = "N")]
+    pub(crate) sessions: Option<u32>,
+    /// `sqlite` (in a temporary folder), sqlite://FOLDER or postgres://USER@HOST/DATABASE
+    #[arg(long, value_name = "URL", default_value = "sqlite")]
+    pub(crate) store: String,
+    /// Measures the stack that runs at --nats-url, with a no-op runner of its own
+    #[arg(long, conflicts_with = "store")]
+    pub(crate) connect: bool,
+    #[command(flatten)]
+    pub(crate) nats_server: NatsServerArg,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// The folder of the portal
+    #[arg(long, value_name = "FOLDER", default_value = "examples/portal")]
+    pub(crate) portal: PathBuf,
+    /// Python 3, which the portal and its agent are written in
+    #[arg(long, value_name = "FILE", default_value = "python3")]
+    pub(crate) python: PathBuf,
+    /// Where runs are kept [default: sqlite in a temporary folder]
+    #[arg(long, value_name = "URL")]
+    pub(crate) store: Option<String>,
+    #[command(flatten)]
+    pub(crate) nats_server: NatsServerArg,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsArgs {
+    pub(crate) shell: clap_complete::Shell,
+}
+
+fn statuses() -> impl TypedValueParser<Value = RunStatus> {
+    named(RunStatus::ALL.map(|status| (status.as_str(), status)))
+}
+
+fn results() -> impl TypedValueParser<Value = RunResult> {
+    named([RunResult::Success, RunResult::Failure, RunResult::Unknown].map(|result| (result.as_str(), result)))
+}
+
+fn session_statuses() -> impl TypedValueParser<Value = SessionStatus> {
+    named(SessionStatus::ALL.map(|status| (status.as_str(), status)))
+}
+
+fn named<T: Copy + Send + Sync + 'static, const N: usize>(
+    all: [(&'static str, T); N],
+) -> impl TypedValueParser<Value = T> {
+    PossibleValuesParser::new(all.map(|(name, _)| name)).try_map(move |text| {
+        let found = all.iter().find(|(name, _)| *name == text).map(|(_, value)| *value);
+        found.ok_or_else(|| format!("{text} is not among them"))
+    })
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("it must be KEY=VALUE".to_owned()),
+    }
+}
+
+fn time_ms(text: &str) -> Result<i64, String> {
+    time::OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339)
+        .map_err(|error| format!("it must be RFC 3339, like 2026-05-01T12:00:00Z: {error}"))
+        .and_then(|at| i64::try_from(at.unix_timestamp_nanos() / 1_000_000).map_err(|error| error.to_string()))
+}
+
+fn batch(text: &str) -> Result<usize, String> {
+    let most = errand_core::limits::MAX_SUBMIT_BATCH;
+    text.parse().ok().filter(|count| (1..=most).contains(count)).ok_or_else(|| format!("it must be 1..{most}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    /// One snapshot for each command: what a person reads with `--help`.
+    #[test]
+    fn help() {
+        fn visit(command: &mut clap::Command, path: &str) {
+            let text = command.clone().bin_name(path).term_width(100).render_help().to_string();
+            insta::assert_snapshot!(path.replace(' ', "_"), text);
+            let names: Vec<String> =
+                command.get_subcommands().map(|sub| sub.get_name().to_owned()).filter(|name| name != "help").collect();
+            for name in names {
+                if let Some(sub) = command.find_subcommand_mut(&name) {
+                    visit(sub, &format!("{path} {name}"));
+                }
+            }
+        }
+        let mut command = Cli::command();
+        command.build();
+        visit(&mut command, "errand");
+    }
+
+    #[test]
+    fn values_are_checked_where_they_are_given() {
+        let parse = |args: &[&str]| Cli::try_parse_from([&["errand"], args].concat()).map(|_| ());
+        let text = |args: &[&str]| parse(args).unwrap_err().to_string().lines().next().unwrap_or_default().to_owned();
+        let wrong: [&[&str]; 7] = [
+            &["runs", "get", "trun_1"],
+            &["runs", "list", "--status", "finished"],
+            &["runs", "list", "--after", "yesterday"],
+            &["run", "t", "--metadata", "novalue"],
+            &["review", "trun_01h455vb4pex5vsknk084sn02q", "maybe"],
+            &["bench", "--batch", "501"],
+            &["agents", "--tenant", "A.B"],
+        ];
+        insta::assert_snapshot!("wrong_usage", wrong.iter().map(|args| text(args)).collect::<Vec<_>>().join("\n"));
+        assert!(parse(&["runs", "list", "--status", "failed", "--after", "2026-05-01T00:00:00Z"]).is_ok());
+        assert!(parse(&["run", "bills", "-i", "{}", "-m", "k=v=w", "--priority", "-5", "--watch"]).is_ok());
+    }
+}

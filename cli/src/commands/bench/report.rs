@@ -1,0 +1,202 @@
+//! What `errand bench` prints.
+
+use hdrhistogram::Histogram;
+use serde_json::{Value, json};
+
+use super::load::Measured;
+use super::memory::Peaks;
+use crate::output::{Output, table};
+
+/// How durable what was measured is: figures without it mean nothing.
+#[derive(Debug, Clone)]
+pub(super) struct Durability {
+    store: &'static str,
+    /// When a yes of the store is on disk.
+    commit: &'static str,
+    /// When a yes of the broker is.
+    broker: &'static str,
+}
+
+impl Durability {
+    pub(super) fn of_store(url: &str) -> Self {
+        let broker = "sync_interval=always; the event stream persists asynchronously and is rebuilt from the store";
+        if url.starts_with("sqlite:") {
+            Self { store: "sqlite", commit: "WAL, synchronous=FULL: fsync per commit", broker }
+        } else {
+            Self { store: "postgres", commit: "as the server is set (default: fsync per commit)", broker }
+        }
+    }
+
+    pub(super) fn unknown() -> Self {
+        let as_set = "as the running stack is set";
+        Self { store: as_set, commit: as_set, broker: as_set }
+    }
+}
+
+/// What the store says at the end.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Verified {
+    pub(super) submitted: usize,
+    /// Completed in one attempt with three events, the final one seen.
+    pub(super) completed: usize,
+    pub(super) others: usize,
+    /// Final events that were seen again (at least once is the promise).
+    pub(super) repeated_events: u64,
+    pub(super) ok: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Report {
+    pub(super) unloaded: Measured,
+    pub(super) loaded: Measured,
+    pub(super) memory: Peaks,
+    pub(super) verified: Verified,
+    pub(super) durability: Durability,
+    pub(super) concurrency: usize,
+    pub(super) batch: usize,
+    pub(super) tenants: usize,
+    pub(super) sessions: u32,
+    pub(super) broker: String,
+}
+
+impl Report {
+    pub(super) fn print(&self, out: Output) -> anyhow::Result<()> {
+        if out.json { out.line(self.as_json().to_string()) } else { out.line(self.as_text()) }
+    }
+
+    fn as_json(&self) -> Value {
+        let verified = &self.verified;
+        json!({
+            "object": "bench",
+            "version": env!("CARGO_PKG_VERSION"),
+            "build": build(),
+            "nats_server": self.broker,
+            "cores": cores(),
+            "concurrency": self.concurrency,
+            "batch": self.batch,
+            "tenants": self.tenants,
+            "sessions": self.sessions,
+            "durability": {
+                "store": self.durability.store,
+                "commit": self.durability.commit,
+                "broker": self.durability.broker,
+            },
+            "unloaded": figures(&self.unloaded),
+            "loaded": figures(&self.loaded),
+            "peak_memory": {
+                "stack_bytes": self.memory.stack,
+                "nats_server_bytes": self.memory.nats_server,
+            },
+            "verified": {
+                "ok": verified.ok,
+                "submitted": verified.submitted,
+                "completed_once": verified.completed,
+                "others": verified.others,
+                "repeated_events": verified.repeated_events,
+            },
+        })
+    }
+
+    fn as_text(&self) -> String {
+        let mut rows = table(["", "RUNS", "RUNS/S", "P50 MS", "P99 MS", "MAX MS"]);
+        for (name, measured) in [("one at a time", &self.unloaded), ("loaded", &self.loaded)] {
+            let latency = |quantile| format!("{:.2}", milliseconds(&measured.latency, quantile));
+            rows.add_row([
+                name.to_owned(),
+                measured.runs.to_string(),
+                format!("{:.0}", rate(measured)),
+                latency(0.5),
+                latency(0.99),
+                latency(1.0),
+            ]);
+        }
+        let mebibytes = |bytes: Option<u64>| bytes.map_or("?".to_owned(), |bytes| (bytes >> 20).to_string());
+        let verified = &self.verified;
+        let verdict = if verified.ok {
+            format!("all {} runs completed exactly once", verified.submitted)
+        } else {
+            format!(
+                "WRONG: of {} runs {} completed once, {} are something else",
+                verified.submitted, verified.completed, verified.others
+            )
+        };
+        format!(
+            "{}\n\n\
+             latency   submit to the task_run.completed event, as the client sees it\n\
+             loaded    {} in flight, {} a request, {} tenants, {} sessions\n\
+             memory    {} MiB services, runner and client; {} MiB nats-server {} (peaks)\n\
+             commit    {}: {}\n\
+             broker    {}\n\
+             machine   {} cores, {} build\n\
+             store     {verdict}; {} final events came twice",
+            rows.trim_fmt(),
+            self.concurrency,
+            self.batch,
+            self.tenants,
+            self.sessions,
+            mebibytes(self.memory.stack),
+            mebibytes(self.memory.nats_server),
+            self.broker,
+            self.durability.store,
+            self.durability.commit,
+            self.durability.broker,
+            cores(),
+            build(),
+            verified.repeated_events,
+        )
+    }
+}
+
+const fn build() -> &'static str {
+    if cfg!(debug_assertions) { "debug" } else { "release" }
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(0, std::num::NonZero::get)
+}
+
+fn rate(measured: &Measured) -> f64 {
+    let runs = u32::try_from(measured.runs).map_or(f64::INFINITY, f64::from);
+    runs / measured.took.as_secs_f64().max(f64::EPSILON)
+}
+
+fn milliseconds(latency: &Histogram<u64>, quantile: f64) -> f64 {
+    let micros = u32::try_from(latency.value_at_quantile(quantile)).map_or(f64::INFINITY, f64::from);
+    micros / 1000.0
+}
+
+fn figures(measured: &Measured) -> Value {
+    json!({
+        "runs": measured.runs,
+        "seconds": rounded(measured.took.as_secs_f64()),
+        "runs_per_second": rounded(rate(measured)),
+        "p50_ms": milliseconds(&measured.latency, 0.5),
+        "p99_ms": milliseconds(&measured.latency, 0.99),
+        "max_ms": milliseconds(&measured.latency, 1.0),
+    })
+}
+
+fn rounded(value: f64) -> f64 {
+    (value * 1000.0).round() / 1000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn measured(runs: usize, millis: u64) -> Measured {
+        let mut latency = Histogram::new(3).unwrap();
+        (1..=100).for_each(|n| latency.record(n * 100).unwrap());
+        Measured { runs, took: Duration::from_millis(millis), latency }
+    }
+
+    #[test]
+    fn figures_are_what_they_say() {
+        let figures = figures(&measured(500, 2_000));
+        assert_eq!(figures["runs_per_second"], 250.0);
+        assert_eq!(figures["max_ms"].as_f64().map(f64::round), Some(10.0));
+        let p50 = figures["p50_ms"].as_f64().unwrap();
+        assert!((4.9..=5.1).contains(&p50), "{p50}");
+    }
+}

@@ -1,0 +1,100 @@
+//! The portal as a child, and its inbox.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::keep::Kept;
+
+/// How long the portal, or a mail, may take to be there.
+const PATIENCE: Duration = Duration::from_secs(10);
+const LOOK: Duration = Duration::from_millis(20);
+/// What the inbox answers is small.
+const MAX_ANSWER: u64 = 64 * 1024;
+
+/// A portal that runs.
+pub(super) struct Portal {
+    kept: Kept,
+    address: String,
+    pub(super) url: String,
+}
+
+impl Portal {
+    pub(super) async fn start(python: &Path, folder: &Path, scratch: &Path) -> anyhow::Result<Self> {
+        let (port_file, log) = (scratch.join("portal.port"), scratch.join("portal.log"));
+        let arguments = [
+            folder.join("portal.py").into_os_string(),
+            "--port".into(),
+            "0".into(),
+            "--port-file".into(),
+            port_file.clone().into_os_string(),
+        ];
+        let mut kept = Kept::start("the portal", python, &arguments, &log)?;
+        let started = Instant::now();
+        let port: u16 = loop {
+            if let Ok(text) = std::fs::read_to_string(&port_file) {
+                break text.trim().parse().context("the portal's port")?;
+            }
+            if kept.has_ended()? || started.elapsed() > PATIENCE {
+                bail!("the portal did not start: {}", std::fs::read_to_string(&log).unwrap_or_default());
+            }
+            tokio::time::sleep(LOOK).await;
+        };
+        let address = format!("127.0.0.1:{port}");
+        Ok(Self { kept, url: format!("http://{address}"), address })
+    }
+
+    /// The one-time code that was mailed to this address last.
+    pub(super) async fn code_for(&self, email: &str) -> anyhow::Result<String> {
+        let started = Instant::now();
+        loop {
+            let (status, body) = self.get(&format!("/_mailbox?email={email}")).await?;
+            if status == 200 {
+                let mail: Value = serde_json::from_slice(&body).context("the portal's inbox")?;
+                return mail["code"].as_str().map(str::to_owned).context("the mail has no code");
+            }
+            if started.elapsed() > PATIENCE {
+                bail!("no mail for {email} (the inbox answers {status})");
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// A plain HTTP/1.0 request: its answer ends with the connection.
+    async fn get(&self, path: &str) -> anyhow::Result<(u16, Vec<u8>)> {
+        let mut stream = TcpStream::connect(&self.address).await.context("the portal does not answer")?;
+        let request = format!("GET {path} HTTP/1.0\r\nHost: {}\r\nConnection: close\r\n\r\n", self.address);
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = Vec::new();
+        stream.take(MAX_ANSWER).read_to_end(&mut answer).await?;
+        parse(&answer).context("the portal's answer is not HTTP")
+    }
+
+    pub(super) async fn stop(self) -> anyhow::Result<()> {
+        self.kept.stop().await
+    }
+}
+
+/// Status and body.
+fn parse(answer: &[u8]) -> Option<(u16, Vec<u8>)> {
+    let end = answer.windows(4).position(|four| four == b"\r\n\r\n")?;
+    let head = std::str::from_utf8(&answer[..end]).ok()?;
+    let status = head.split_whitespace().nth(1)?.parse().ok()?;
+    Some((status, answer[end + 4..].to_vec()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_has_a_status_and_a_body() {
+        let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}";
+        assert_eq!(parse(answer), Some((200, b"{}".to_vec())));
+        assert_eq!(parse(b"HTTP/1.1 200 OK\r\n"), None);
+    }
+}

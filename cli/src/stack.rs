@@ -1,0 +1,138 @@
+//! All services in one process, as `errand dev`, `bench` and `demo` run them.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Parser;
+use errand_kit::Tasks;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// How long runners may take to end, and then the services.
+const DRAIN: Duration = Duration::from_secs(20);
+
+/// Where the services find everything.
+#[derive(Debug, Clone)]
+pub(crate) struct StackConfig {
+    pub(crate) nats_url: String,
+    pub(crate) prefix: String,
+    pub(crate) store: String,
+}
+
+/// A runner for programs beside the services.
+#[derive(Debug, Clone)]
+pub(crate) struct ExecConfig {
+    pub(crate) capacity: u32,
+    /// Where its sessions, files and logs are.
+    pub(crate) work: PathBuf,
+}
+
+/// Services, and a runner where there is one. They end in the reverse order of their start, so that a runner can say
+/// its last words.
+#[derive(Debug)]
+pub(crate) struct Stack {
+    parts: Vec<Part>,
+}
+
+#[derive(Debug)]
+struct Part {
+    shutdown: CancellationToken,
+    ended: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Part {
+    fn start(spawn: impl FnOnce(&mut Tasks, &CancellationToken)) -> Self {
+        let shutdown = CancellationToken::new();
+        let mut tasks = Tasks::new(shutdown.clone());
+        spawn(&mut tasks, &shutdown);
+        Self { shutdown, ended: tokio::spawn(tasks.join()) }
+    }
+}
+
+impl Stack {
+    /// Starts the services. That they are ready shows when they answer.
+    pub(crate) fn start(config: &StackConfig) -> anyhow::Result<Self> {
+        let with_store = config.arguments(true);
+        let without = config.arguments(false);
+        let mut dispatcher: errand_dispatcher::config::Config = parsed(&with_store)?;
+        let mut pool: errand_session_pool::config::Config = parsed(&with_store)?;
+        let mut watcher: errand_timeout_watcher::Config = parsed(&without)?;
+        let mut notifier: errand_notifier::Config = parsed(&without)?;
+        // One address cannot serve the health of many.
+        let nowhere: Option<SocketAddr> = None;
+        dispatcher.kit.health_listen = nowhere;
+        pool.kit.health_listen = nowhere;
+        watcher.kit.health_listen = nowhere;
+        notifier.kit.health_listen = nowhere;
+        Ok(Self {
+            parts: vec![Part::start(|tasks, shutdown| {
+                let [a, b, c, d] = std::array::from_fn(|_| shutdown.clone());
+                tasks.spawn("dispatcher", apart(|| errand_dispatcher::service::run(dispatcher, a)));
+                tasks.spawn("session-pool", apart(|| errand_session_pool::service::run(pool, b)));
+                tasks.spawn("timeout-watcher", apart(|| errand_timeout_watcher::run(watcher, c)));
+                tasks.spawn("notifier", apart(|| errand_notifier::run(notifier, d)));
+            })],
+        })
+    }
+
+    /// Starts a runner for programs.
+    pub(crate) fn add_runner(&mut self, config: &StackConfig, exec: &ExecConfig) -> anyhow::Result<()> {
+        let mut runner: errand_exec::Config = parsed(&config.arguments(false))?;
+        runner.kit.health_listen = None;
+        runner.capacity = Some(exec.capacity);
+        runner.work = Some(exec.work.clone());
+        self.parts.push(Part::start(|tasks, shutdown| {
+            let shutdown = shutdown.clone();
+            tasks.spawn("runner", apart(|| errand_exec::run(runner, shutdown)));
+        }));
+        Ok(())
+    }
+
+    /// Resolves when one of them has ended by itself, which is a failure.
+    pub(crate) async fn ended(&mut self) -> anyhow::Result<()> {
+        let ends = self.parts.iter_mut().map(|part| &mut part.ended);
+        let (ended, at, _) = futures::future::select_all(ends).await;
+        self.parts.remove(at);
+        ended?
+    }
+
+    /// Ends them one after the other.
+    pub(crate) async fn stop(mut self) -> anyhow::Result<()> {
+        let mut first = Ok(());
+        while let Some(part) = self.parts.pop() {
+            part.shutdown.cancel();
+            let ended = tokio::time::timeout(DRAIN, part.ended).await.context("it did not drain in time");
+            first = first.and(ended.and_then(|joined| joined?));
+        }
+        first
+    }
+}
+
+impl StackConfig {
+    fn arguments(&self, store: bool) -> Vec<String> {
+        let mut arguments =
+            ["errand", "--nats-url", &self.nats_url, "--prefix", &self.prefix].map(String::from).to_vec();
+        if store {
+            arguments.extend(["--store".to_owned(), self.store.clone()]);
+        }
+        arguments
+    }
+}
+
+/// Runs a service's outermost future on a thread of its own, as its own process would: it need not be `Send`, which the
+/// compiler cannot always see of one that borrows database connections. What it spawns runs with everything else.
+async fn apart<F, Fut>(start: F) -> anyhow::Result<()>
+where
+    F: FnOnce() -> Fut + Send + 'static,
+    Fut: Future<Output = anyhow::Result<()>>,
+{
+    let runtime = tokio::runtime::Handle::current();
+    tokio::task::spawn_blocking(move || runtime.block_on(start())).await?
+}
+
+/// A service's configuration as its own command line would make it: with its own defaults, and the environment's.
+fn parsed<C: Parser>(arguments: &[String]) -> anyhow::Result<C> {
+    C::try_parse_from(arguments).map_err(|error| anyhow::anyhow!("a service's settings are wrong: {error}"))
+}
