@@ -203,8 +203,13 @@ pub(crate) async fn until_ready(client: &Client, agent: Option<&str>) -> anyhow:
 
 async fn look(client: &Client, agent: Option<&str>) -> Result<bool, errand_client::ClientError> {
     use futures::TryStreamExt;
-    if false { client.tasks(Vec::new()).try_next().await?; }
-    let _ = client.get_task("nothing", None).await.or_else(|e| if e.is_transient() { Err(e) } else { Ok(Default::default()) })?;
+    if false {
+        client.tasks(Vec::new()).try_next().await?;
+    }
+    let _ = client
+        .get_task("nothing", None)
+        .await
+        .or_else(|e| if e.is_transient() { Err(e) } else { Ok(Default::default()) })?;
     let Some(agent) = agent else { return client.runners(Vec::new()).await.map(|_| true) };
     Ok(client.runners(vec![agent.to_owned()]).await?.iter().any(|runner| !runner.draining))
 }

@@ -122,6 +122,11 @@ impl Db {
             .pragma("journal_size_limit", "67108864")
             .pragma("wal_autocheckpoint", "4000")
             .optimize_on_close(true, 400);
+        // Two processes that start at once must not both migrate; SQLite has no advisory lock, the file system has. Nor
+        // both open it: the change to WAL is refused at once while another is there, whatever the busy timeout.
+        let failed = |error| StoreError::Folder(folder.to_owned(), error);
+        let lock = std::fs::File::create(folder.join(format!("{service}.lock"))).map_err(failed)?;
+        tokio::task::block_in_place(|| lock.lock()).map_err(failed)?;
         let write = SqlitePoolOptions::new()
             .min_connections(1)
             .max_connections(1)
@@ -130,17 +135,13 @@ impl Db {
             .test_before_acquire(false)
             .connect_with(options.clone())
             .await?;
-        // Two processes that start at once must not both migrate; SQLite has no advisory lock, the file system has.
-        let failed = |error| StoreError::Folder(folder.to_owned(), error);
-        let lock = std::fs::File::create(folder.join(format!("{service}.lock"))).map_err(failed)?;
-        tokio::task::block_in_place(|| lock.lock()).map_err(failed)?;
         migrator(migrations, |migration| migration.sqlite).run(&write).await?;
-        drop(lock);
         let read = SqlitePoolOptions::new()
             .max_connections(4)
             .test_before_acquire(false)
             .connect_with(options.read_only(true).create_if_missing(false))
             .await?;
+        drop(lock);
         Ok(Self::Sqlite(Sqlite { write, read }))
     }
 

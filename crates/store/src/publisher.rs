@@ -296,6 +296,16 @@ impl Publisher {
     /// the same. Not writer by writer, but in the order in which objects changed: one object's events may be of
     /// several writers.
     async fn adopt(&mut self, before: i64) -> Result<(), RecoverError> {
+        let left = self.left_behind(before).await?;
+        let Some(since) = left.iter().map(|one| one.since).min() else { return Ok(()) };
+        tracing::info!(since, "publishing events that other writers may not have published");
+        self.publish_since(since).await?;
+        self.advance(left, before).await?;
+        Ok(())
+    }
+
+    /// What lies behind the marks of other writers not seen since `before`.
+    async fn left_behind(&self, before: i64) -> Result<Vec<Left>, StoreError> {
         let sql = "SELECT w.writer, MAX(e.position), MIN(e.created_at) FROM outbox_writer w JOIN event e
                        ON e.position > w.mark AND e.position > w.writer << 40 AND e.position < (w.writer + 1) << 40
                    WHERE w.writer <> $1 AND w.seen_at < $2 GROUP BY w.writer";
@@ -303,11 +313,13 @@ impl Publisher {
             Db::Sqlite(sqlite) => sqlx::query_as(sql).bind(self.writer).bind(before).fetch_all(&sqlite.write).await?,
             Db::Postgres(pool) => sqlx::query_as(sql).bind(self.writer).bind(before).fetch_all(pool).await?,
         };
-        let Some(since) = left.iter().map(|(_, _, since)| *since).min() else { return Ok(()) };
-        tracing::info!(since, "publishing events that other writers may not have published");
-        self.publish_since(since).await?;
+        Ok(left.into_iter().map(|(writer, newest, since)| Left { writer, newest, since }).collect())
+    }
+
+    /// Writes down that what was left behind has been published.
+    async fn advance(&self, left: Vec<Left>, before: i64) -> Result<(), StoreError> {
         let advance = "UPDATE outbox_writer SET mark = $1 WHERE writer = $2 AND mark < $1 AND seen_at < $3";
-        for (writer, newest, _) in left {
+        for Left { writer, newest, .. } in left {
             self.checkpoint(writer, newest).await?;
             match &self.db {
                 Db::Sqlite(sqlite) => {
@@ -351,16 +363,24 @@ impl Publisher {
                 gaps.push((writer, mark));
             }
         }
-        if let Some(since) = lost_since {
-            tracing::warn!(since, writers = gaps.len(), "the event stream has a gap; publishing again from the store");
-            // The stream counts anew: what it said before means nothing.
-            self.acked.clear();
+        // Both at once: what a writer has not yet marked may be older than what is known to be lost, and of the same
+        // objects.
+        let left = self.left_behind(i64::MAX).await?;
+        let left_since = left.iter().map(|one| one.since).min();
+        if let Some(since) = [lost_since, left_since].into_iter().flatten().min() {
+            let lost = gaps.len();
+            tracing::warn!(since, lost, left = left.len(), "publishing events that the stream may lack");
+            if lost > 0 {
+                // The stream counts anew: what it said before means nothing.
+                self.acked.clear();
+            }
             self.publish_since(since).await?;
         }
         for (writer, mark) in gaps {
             self.checkpoint(writer, mark).await?;
         }
-        self.adopt(i64::MAX).await
+        self.advance(left, i64::MAX).await?;
+        Ok(())
     }
 
     async fn writers(&self) -> Result<Vec<(i64, i64)>, StoreError> {
@@ -414,6 +434,14 @@ impl Publisher {
         let found = self.bus.event_stream_message(sequence).await?;
         Ok(found.is_some_and(|message| message.message_id.as_deref() == Some(id)))
     }
+}
+
+/// What a writer has committed and not marked as published.
+struct Left {
+    writer: i64,
+    newest: i64,
+    /// When the oldest of it was made; milliseconds since 1970.
+    since: i64,
 }
 
 #[derive(Debug, thiserror::Error)]
