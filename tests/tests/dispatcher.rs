@@ -208,6 +208,7 @@ macro_rules! on_both_stores {
 on_both_stores! {
     a_run_goes_through_an_interaction_and_a_review
     failures_and_cancellations_say_why
+    lists_are_filtered_and_paged
     submissions_are_idempotent_and_what_cannot_be_read_is_kept
     a_killed_dispatcher_loses_nothing
     a_broker_that_comes_back_empty_costs_no_event
@@ -262,6 +263,58 @@ async fn a_run_goes_through_an_interaction_and_a_review(store: StoreKind) -> any
     let expected = ["queued", "running", "interaction_required", "running", "review_required", "completed"];
     assert_eq!(events[&run.id], expected.map(|action| format!("task_run.{action}")));
     runner.stop(PATIENCE).await;
+    Ok(())
+}
+
+async fn lists_are_filtered_and_paged(store: StoreKind) -> anyhow::Result<()> {
+    let stack = Stack::start(store, 1).await?;
+    let [one, two] = [stack.task(Default::default()).await?, stack.task(Default::default()).await?];
+    let mut submitted = Vec::new();
+    for at in 0..5u32 {
+        let metadata = [("at".to_owned(), at.to_string())].into();
+        let task = if at < 3 { &one } else { &two };
+        submitted.insert(0, stack.submit(v1::RunRequest { metadata, ..Stack::request(task) }).await?.id);
+    }
+    assert!(stack.grant(&submitted[4], 1, 1).await? && stack.report(&submitted[4], 1, finished("7")).await?);
+
+    let tenant = stack.tenant.to_string();
+    let list = async |request: v1::ListRunsRequest| -> anyhow::Result<_> {
+        let request = v1::ListRunsRequest { tenant: tenant.clone(), ..request };
+        let answer: v1::ListRunsResponse = stack.api("list_runs", &request).await?;
+        let info = answer.page.context("a page")?;
+        Ok((answer.runs.iter().map(|run| run.id.clone()).collect::<Vec<_>>(), info, answer.runs))
+    };
+    let all = v1::ListRunsRequest::default;
+    let page = |limit, cursor: &str| Some(v1::Page { limit, cursor: cursor.into(), ..v1::Page::default() });
+    let (ids, info, runs) = list(v1::ListRunsRequest { page: page(3, ""), ..all() }).await?;
+    assert_eq!((&ids[..], info.has_more), (&submitted[..3], true));
+    let (ids, info, _) = list(v1::ListRunsRequest { page: page(3, &info.next_cursor), ..all() }).await?;
+    assert_eq!((&ids[..], info), (&submitted[3..], v1::PageInfo::default()));
+    assert!(runs.iter().all(|run| run.output.is_none()));
+
+    let completed = v1::ListRunsRequest { status: vec![RunStatus::Completed.into()], ..all() };
+    let (ids, _, runs) = list(completed).await?;
+    assert_eq!((&ids[..], runs[0].output.as_deref()), (&submitted[4..], Some(&b"7"[..])));
+    let queued = v1::ListRunsRequest { status: vec![RunStatus::Queued.into()], task_id: vec![one.clone()], ..all() };
+    assert_eq!(list(queued).await?.0, submitted[2..4]);
+    let noted = v1::ListRunsRequest { metadata: [("at".to_owned(), "1".to_owned())].into(), ..all() };
+    assert_eq!(list(noted).await?.0, submitted[3..4]);
+    let of_a_session = v1::ListRunsRequest { session_id: vec![runs[0].session_id.clone()], ..all() };
+    assert_eq!(list(of_a_session).await?.0, submitted[4..]);
+    let early = v1::ListRunsRequest { created_before_ms: Some(1), ..all() };
+    assert!(list(early).await?.0.is_empty());
+    let others = v1::ListRunsRequest { tenant: "other".into(), ..all() };
+    let others: v1::ListRunsResponse = stack.api("list_runs", &others).await?;
+    assert!(others.runs.is_empty(), "of another tenant");
+    let unspecified = list(v1::ListRunsRequest { status: vec![0], ..all() }).await.expect_err("no status");
+    assert!(unspecified.to_string().contains("status is unspecified"), "{unspecified}");
+
+    let tasks = v1::ListTasksRequest { tenant: tenant.clone(), ..Default::default() };
+    let tasks: v1::ListTasksResponse = stack.api("list_tasks", &tasks).await?;
+    assert_eq!(tasks.tasks.iter().map(|task| &task.id).collect::<Vec<_>>(), [&two, &one]);
+    let browsers = v1::ListTasksRequest { tenant, agent_id: vec!["agt_browser".into()], ..Default::default() };
+    let browsers: v1::ListTasksResponse = stack.api("list_tasks", &browsers).await?;
+    assert!(browsers.tasks.is_empty());
     Ok(())
 }
 

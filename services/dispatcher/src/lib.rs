@@ -5,6 +5,8 @@ pub mod catalog;
 pub mod config;
 pub mod effects;
 pub mod engine;
+pub mod paging;
+pub mod run_filter;
 pub mod schema;
 pub mod service;
 pub mod store;

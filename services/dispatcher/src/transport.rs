@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use errand_bus::{Bus, BusError, ConsumerConfig, Delivery, Service, StreamKind, Verdict};
 use errand_core::run::{Command, Ignored, LostReason, Output, Run, RunStatus, State, armed, check_answer};
-use errand_core::task::Definition;
-use errand_core::{Error, ErrorCode, RunId, TaskId, Tenant, Timestamp, limits};
+use errand_core::task::{Definition, Task};
+use errand_core::{AgentId, Error, ErrorCode, RunId, TaskId, Tenant, Timestamp, limits};
 use errand_proto::event::TaskRef;
 use errand_proto::{id, lease, named, optional_id, v1};
 use errand_store::Outbox;
@@ -18,6 +18,8 @@ use tokio_util::sync::CancellationToken;
 use crate::catalog::{Catalog, unavailable};
 use crate::effects::Effects;
 use crate::engine::{Done, Handle};
+use crate::paging::{Page, Paging, within_a_message};
+use crate::run_filter::{RunFilter, ids};
 use crate::store::Store;
 use crate::submissions::{Prepared, new_run_id, prepare, run_id_of_message};
 use crate::tasks::Tasks;
@@ -70,6 +72,7 @@ pub async fn serve(shared: &Shared) -> Result<Service, BusError> {
     offer! {
         api "submit_runs" => submit_runs,
         api "get_run" => get_run,
+        api "list_runs" => list_runs,
         api "cancel_run" => cancel_run,
         api "interact" => interact,
         api "review_run" => review_run,
@@ -79,6 +82,7 @@ pub async fn serve(shared: &Shared) -> Result<Service, BusError> {
         api "create_task" => create_task,
         api "update_task" => update_task,
         api "get_task" => get_task,
+        api "list_tasks" => list_tasks,
         api "delete_task" => delete_task,
         run "grant" => grant,
         run "lost" => lost,
@@ -230,6 +234,22 @@ async fn get_run(shared: &Dispatcher, request: v1::GetRunRequest) -> Result<v1::
     Ok(v1::GetRunResponse { run: Some(view), events })
 }
 
+async fn list_runs(shared: &Dispatcher, request: v1::ListRunsRequest) -> Result<v1::ListRunsResponse, Error> {
+    let mut paging = Paging::new(request.page.as_ref(), |id: RunId| id.uuid())?;
+    let filter = RunFilter::try_from(request)?;
+    while let Some(place) = paging.next_place() {
+        paging.take(shared.store.scan_runs(&filter, place).await.map_err(unavailable)?);
+    }
+    let Page { mut items, has_more, next } = paging.finish();
+    shared.store.add_outputs(&mut items).await.map_err(unavailable)?;
+    let (runs, all) = within_a_message(items.iter().map(v1::Run::from).collect());
+    let next_cursor = match runs.last() {
+        Some(last) if !all => last.id.clone(),
+        _ => next.map(|uuid| RunId::from_uuid(uuid).to_string()).unwrap_or_default(),
+    };
+    Ok(v1::ListRunsResponse { runs, page: Some(v1::PageInfo { has_more: has_more || !all, next_cursor }) })
+}
+
 async fn cancel_run(shared: &Dispatcher, request: v1::CancelRunRequest) -> Result<v1::RunResponse, Error> {
     let (tenant, run_id) = (tenant(&request.tenant)?, id("run_id", &request.run_id)?);
     shared.engine.apply(run_id, Some(tenant), Command::Cancel).await.map(|done| answered(&done))
@@ -345,6 +365,23 @@ async fn update_task(shared: &Dispatcher, request: v1::UpdateTaskRequest) -> Res
 async fn get_task(shared: &Dispatcher, request: v1::GetTaskRequest) -> Result<v1::TaskResponse, Error> {
     let (tenant, task) = (tenant(&request.tenant)?, TaskRef::parse("task_id", &request.task_id)?);
     shared.tasks.get(&tenant, &task, request.version).await.map(|task| task_response(&task))
+}
+
+async fn list_tasks(shared: &Dispatcher, request: v1::ListTasksRequest) -> Result<v1::ListTasksResponse, Error> {
+    let mut paging = Paging::new(request.page.as_ref(), |id: TaskId| id.uuid())?;
+    let tenant = tenant(&request.tenant)?;
+    let agents: Vec<AgentId> = ids("agent_id", &request.agent_id)?;
+    let fits = |task: &Task| agents.is_empty() || agents.contains(&task.definition.agent_id);
+    while let Some(place) = paging.next_place() {
+        paging.take(shared.store.scan_tasks(&tenant, fits, place).await.map_err(unavailable)?);
+    }
+    let Page { items, has_more, next } = paging.finish();
+    let (tasks, all) = within_a_message(items.iter().map(v1::Task::from).collect());
+    let next_cursor = match tasks.last() {
+        Some(last) if !all => last.id.clone(),
+        _ => next.map(|uuid| TaskId::from_uuid(uuid).to_string()).unwrap_or_default(),
+    };
+    Ok(v1::ListTasksResponse { tasks, page: Some(v1::PageInfo { has_more: has_more || !all, next_cursor }) })
 }
 
 async fn delete_task(shared: &Dispatcher, request: v1::DeleteTaskRequest) -> Result<v1::TaskResponse, Error> {

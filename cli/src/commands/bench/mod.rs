@@ -77,7 +77,7 @@ async fn measure(args: &BenchArgs, rig: &Rig, out: Output) -> anyhow::Result<Rep
     let loaded = load.closed_loop(args.runs, args.concurrency, args.batch).await?;
     let memory = memory::Peaks::now(rig.nats_pid);
     say("counting what is in the store".to_owned());
-    let verified = verify(&clients, &tasks, &seen, warm_up + args.unloaded + args.runs).await.unwrap_or_default();
+    let verified = verify(&clients, &tasks, &seen, warm_up + args.unloaded + args.runs).await?;
     Ok(Report {
         unloaded,
         loaded,

@@ -28,6 +28,7 @@ pub(super) const ALL: &[Migration] = &[Migration {
             deleted INTEGER NOT NULL
         );
         CREATE UNIQUE INDEX task_name ON task (tenant, name) WHERE deleted = 0;
+        CREATE INDEX task_tenant ON task (tenant, id) WHERE deleted = 0;
         CREATE TABLE task_version (
             id BLOB NOT NULL,
             version INTEGER NOT NULL,
@@ -60,6 +61,7 @@ pub(super) const ALL: &[Migration] = &[Migration {
             deleted BIGINT NOT NULL
         );
         CREATE UNIQUE INDEX task_name ON task (tenant, name) WHERE deleted = 0;
+        CREATE INDEX task_tenant ON task (tenant, id) WHERE deleted = 0;
         CREATE TABLE task_version (
             id BYTEA NOT NULL,
             version BIGINT NOT NULL,

@@ -1,6 +1,7 @@
 //! Runs and tasks in SQLite or Postgres. A change, its event and its effects commit in one transaction; a change
 //! whose run was changed by another dispatcher meanwhile is a conflict, and is decided anew.
 
+mod lists;
 mod migrations;
 mod runs;
 mod tasks;

@@ -52,7 +52,7 @@ static SELECT: MultiRow = MultiRow::new(
     ")",
 );
 
-fn key(id: RunId) -> Vec<u8> {
+pub(super) fn key(id: RunId) -> Vec<u8> {
     id.uuid().as_bytes().to_vec()
 }
 
@@ -64,7 +64,7 @@ fn document(run: &Run) -> Result<String, StoreError> {
     serde_json::to_string(run).map_err(|error| StoreError::Corrupt(format!("run {}: {error}", run.id)))
 }
 
-fn run_of(row: RunRow) -> Result<Run, StoreError> {
+pub(super) fn run_of(row: RunRow) -> Result<Run, StoreError> {
     let (_, last_activity, document, output, input) = row;
     let mut run: Run =
         serde_json::from_str(&document).map_err(|error| StoreError::Corrupt(format!("a run: {error}")))?;

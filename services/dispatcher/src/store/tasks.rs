@@ -29,7 +29,7 @@ const INSERT_VERSION: &str = "INSERT INTO task_version (id, version, document) V
 const UPDATE_TASK: &str = "UPDATE task SET name = $1, version = $2, seq = $3, deleted = $4
     WHERE id = $5 AND seq = $3 - 1 AND deleted = 0";
 
-fn task_of(document: &str) -> Result<Task, StoreError> {
+pub(super) fn task_of(document: &str) -> Result<Task, StoreError> {
     serde_json::from_str(document).map_err(|error| StoreError::Corrupt(format!("a task: {error}")))
 }
 
