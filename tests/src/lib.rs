@@ -7,6 +7,7 @@
 
 mod broker;
 mod guard;
+pub mod ledger;
 mod postgres;
 mod process;
 mod service;

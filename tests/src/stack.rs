@@ -38,6 +38,8 @@ pub enum Role {
     Notifier,
     /// Runs programs as agents.
     Exec,
+    /// A runner whose agent does what the input says: `src/bin/errand-tests-runner.rs`.
+    Scripted,
 }
 
 impl Role {
@@ -50,6 +52,7 @@ impl Role {
             Self::TimeoutWatcher => "errand-timeout-watcher",
             Self::Notifier => "errand-notifier",
             Self::Exec => "errand-exec",
+            Self::Scripted => "errand-tests-runner",
         }
     }
 
@@ -60,7 +63,7 @@ impl Role {
             Self::SessionPool => "session-pool",
             Self::TimeoutWatcher => "timeout-watcher",
             Self::Notifier => "notifier",
-            Self::Exec => "errand-runner",
+            Self::Exec | Self::Scripted => "errand-runner",
         }
     }
 
