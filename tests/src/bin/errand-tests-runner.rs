@@ -77,12 +77,8 @@ async fn take(step: &Value, control: &Control) -> Option<Ending> {
 }
 
 fn question(field: &str) -> Question {
-    let field = InteractionField {
-        name: field.to_owned(),
-        r#type: "code".into(),
-        label: String::new(),
-        options: Vec::new(),
-    };
+    let field =
+        InteractionField { name: field.to_owned(), r#type: "code".into(), label: String::new(), options: Vec::new() };
     Question { id: String::new(), r#type: "mfa".into(), message: "The script asks".into(), fields: vec![field] }
 }
 
