@@ -131,7 +131,9 @@ async fn every_accepted_run_ends_once(kind: StoreKind) -> anyhow::Result<()> {
     let runs: Vec<RunId> = submitted.into_iter().collect::<anyhow::Result<_>>()?;
     assert_eq!(runs.len(), RUNS);
 
-    let entries = ledger::read_events(&client, &url, &runs, PATIENCE).await?;
+    let entries = ledger::read_events(&client, &url, &runs, PATIENCE).await;
+    // A panic shows the services' logs.
+    let entries = entries.unwrap_or_else(|error| panic!("{error:?}"));
     ledger::check_store(&client, &entries, &runs).await?;
     let outcomes = ledger::outcomes(&entries);
     let repeated: usize = entries.values().map(|entry| entry.repeated).sum();

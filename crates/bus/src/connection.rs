@@ -19,7 +19,7 @@ use tokio::sync::{Notify, watch};
 use crate::delivery::milliseconds;
 use crate::streams::StreamKind;
 use crate::subjects::Subjects;
-use crate::{MINIMUM_BROKER, service, trace};
+use crate::{MINIMUM_BROKER, once, service, trace};
 
 /// How to reach the broker.
 #[derive(Debug, Clone)]
@@ -194,6 +194,7 @@ pub struct Bus {
     replicas: usize,
     request_timeout: Duration,
     connections: watch::Receiver<u64>,
+    config: Arc<BusConfig>,
 }
 
 impl Bus {
@@ -220,20 +221,42 @@ impl Bus {
             return Err(BusError::BrokerTooOld { found: version });
         }
         let connections = count_connections(client.clone(), reached);
+        Ok(Self::over(client, connections, Arc::new(config)))
+    }
+
+    /// A further connection to the same broker, which ends with it: nothing that was given to it is sent after a
+    /// reconnect. That is for whoever must look at what a broker holds before it says more ([`Self::is_connected`] is
+    /// false for good once it has ended).
+    ///
+    /// # Errors
+    /// [`BusError::Unreachable`], [`BusError::Credentials`].
+    pub async fn connect_once(&self) -> Result<Self, BusError> {
+        let config = &self.config;
+        let options = once::options(&config.name, config.credentials.as_deref()).await?;
+        let client = options
+            .connect(config.url.as_str())
+            .await
+            .map_err(|error| BusError::Unreachable { url: without_secrets(&config.url), what: error.to_string() })?;
+        let connections = watch::channel(1).1;
+        Ok(Self::over(client, connections, Arc::clone(config)))
+    }
+
+    fn over(client: Client, connections: watch::Receiver<u64>, config: Arc<BusConfig>) -> Self {
         let jetstream = jetstream::ContextBuilder::new()
             .timeout(Duration::from_secs(5))
             .ack_timeout(Duration::from_secs(5))
             .max_ack_inflight(20_000)
             .backpressure_on_inflight(true)
             .build(client.clone());
-        Ok(Self {
+        Self {
             client,
             jetstream,
             subjects: Subjects::new(&config.prefix),
             replicas: config.replicas,
             request_timeout: config.request_timeout,
             connections,
-        })
+            config,
+        }
     }
 
     pub(crate) fn client(&self) -> &Client {

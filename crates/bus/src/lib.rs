@@ -8,6 +8,7 @@ mod delivery;
 mod durable;
 mod follow;
 mod in_order;
+mod once;
 mod service;
 mod streams;
 mod subjects;

@@ -64,6 +64,8 @@ impl Args {
 
     fn start_logging(&self) -> anyhow::Result<()> {
         let filter = EnvFilter::try_new(&self.log).with_context(|| format!("--log {}", self.log))?;
+        // The bus tells itself what becomes of its connections, of those that are to end with their broker too.
+        let filter = filter.add_directive("async_nats::connector=off".parse()?);
         let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
         let started = if self.log_json { logs.json().try_init() } else { logs.try_init() };
         started.map_err(|error| anyhow::anyhow!("cannot start logging: {error}"))

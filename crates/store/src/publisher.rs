@@ -31,6 +31,9 @@ const PAGE: i64 = 512;
 pub struct Publisher {
     db: Db,
     bus: Bus,
+    /// What is published over, and was compared over: it ends with its broker, so that nothing which waits in it can
+    /// reach the next one before that was compared.
+    link: Bus,
     writer: i64,
     orders: mpsc::Receiver<Order>,
     behind: Arc<AtomicBool>,
@@ -44,7 +47,8 @@ pub struct Publisher {
 impl Publisher {
     pub(crate) fn new(db: Db, bus: Bus, writer: i64, orders: mpsc::Receiver<Order>, behind: Arc<AtomicBool>) -> Self {
         let published = first_position(writer) - 1;
-        Self { db, bus, writer, orders, behind, published, acked: HashMap::new(), flushed: published }
+        let link = bus.clone();
+        Self { db, bus, link, writer, orders, behind, published, acked: HashMap::new(), flushed: published }
     }
 
     /// Publishes until shutdown, and then what still waits, as long as the broker takes it.
@@ -52,15 +56,13 @@ impl Publisher {
     /// # Errors
     /// None at present: what fails is tried again.
     pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), StoreError> {
-        let mut connections = self.bus.connections();
         let mut beat = tokio::time::interval(BEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut unpublished = Staged::default();
         let mut compared = false;
         while !shutdown.is_cancelled() {
             // Before anything new: what the stream has lost comes first, or an object's events lose their order.
-            if !compared || connections.has_changed().unwrap_or(true) {
-                connections.mark_unchanged();
+            if !compared || !self.link.is_connected() {
                 compared = self.recover().await;
                 continue;
             }
@@ -72,7 +74,6 @@ impl Publisher {
             let mut orders = Vec::new();
             tokio::select! {
                 biased;
-                _ = connections.changed() => compared = false,
                 _ = beat.tick() => compared = self.beat().await,
                 count = self.orders.recv_many(&mut orders, WAVE) => {
                     if count == 0 {
@@ -83,7 +84,9 @@ impl Publisher {
                 () = shutdown.cancelled() => {}
             }
         }
-        self.drain(unpublished).await;
+        if compared {
+            self.drain(unpublished).await;
+        }
         Ok(())
     }
 
@@ -147,9 +150,9 @@ impl Publisher {
         for row in wave {
             let route = &row.route;
             let (object, action) = route.r#type.split_once('.').unwrap_or((&route.r#type, "unknown"));
-            let subject = self.bus.subjects().event(&route.tenant, object, action, &route.object_id);
+            let subject = self.link.subjects().event(&route.tenant, object, action, &route.object_id);
             let id = row.id.to_string();
-            match self.bus.publish_stream(subject, &id, route.traceparent.as_deref(), row.payload.clone()).await {
+            match self.link.publish_stream(subject, &id, route.traceparent.as_deref(), row.payload.clone()).await {
                 Ok(ack) => sent.push((*row, id, ack)),
                 Err(_) => failed.push(*row),
             }
@@ -349,7 +352,8 @@ impl Publisher {
     }
 
     async fn try_recover(&mut self) -> Result<(), RecoverError> {
-        self.bus.ensure_streams().await?;
+        self.link = self.bus.connect_once().await?;
+        self.link.ensure_streams().await?;
         let mut lost_since = None;
         let mut gaps = Vec::new();
         for (writer, mark) in self.writers().await? {
@@ -393,7 +397,7 @@ impl Publisher {
 
     /// The position behind which the stream lacks events of this writer; none where it has all up to its mark.
     async fn lost_from(&self, writer: i64, mark: i64) -> Result<Option<i64>, RecoverError> {
-        let stream = self.bus.event_stream_state().await?;
+        let stream = self.link.event_stream_state().await?;
         let mut newest = true;
         if let (true, Some((sequence, id))) = (writer == self.writer, self.acked.get(&writer)) {
             if self.stream_has(*sequence, id).await? {
@@ -431,7 +435,7 @@ impl Publisher {
     }
 
     async fn stream_has(&self, sequence: u64, id: &str) -> Result<bool, RecoverError> {
-        let found = self.bus.event_stream_message(sequence).await?;
+        let found = self.link.event_stream_message(sequence).await?;
         Ok(found.is_some_and(|message| message.message_id.as_deref() == Some(id)))
     }
 }
