@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use errand_core::run::{
-    Change, Command, Effect, Ignored, LeaseToken, Outcome, Run, apply, check_change, submit, touch,
+    Change, Command, Effect, Ignored, LeaseToken, Outcome, Run, apply, implied, check_change, submit, touch,
 };
 use errand_core::{Error, ErrorCode, EventId, RunId, Tenant, Timestamp};
 use errand_proto::event::of_run;
@@ -273,11 +273,7 @@ impl Engine {
             (What::Apply { tenant: Some(tenant), .. }, Some(run)) if run.tenant != *tenant => {
                 Err(not_found(work.run_id))
             }
-            (What::Apply { command, .. }, Some(run)) => match apply(run, command.clone(), now) {
-                Outcome::Changed(change) => Ok(decided.take(*change, Some(run))),
-                Outcome::Ignored(reason) => Ok(Done { run: run.clone(), ignored: Some(reason) }),
-                Outcome::Rejected(error) => Err(error),
-            },
+            (What::Apply { command, .. }, Some(run)) => decided.apply(run, command, now),
         };
         // A change is checked against the version in the store by its commit; that nothing changes is not. Another
         // dispatcher may have moved the run since it was cached: read it, and decide again.
@@ -353,6 +349,16 @@ impl Engine {
 }
 
 impl Decided {
+    fn apply(&mut self, run: &Run, command: &Command, now: Timestamp) -> Result<Done, Error> {
+        let before = implied(run, command).and_then(|first| self.apply(run, &first, now).ok()).map(|done| done.run);
+        let run = before.as_ref().unwrap_or(run);
+        match apply(run, command.clone(), now) {
+            Outcome::Changed(change) => Ok(self.take(*change, Some(run))),
+            Outcome::Ignored(reason) => Ok(Done { run: run.clone(), ignored: Some(reason) }),
+            Outcome::Rejected(error) => Err(error),
+        }
+    }
+
     fn take(&mut self, change: Change, before: Option<&Run>) -> Done {
         let Change { next, effects } = change;
         debug_assert_eq!(before.map_or(Ok(()), |before| check_change(before, &next)), Ok(()));

@@ -144,6 +144,28 @@ fn ask(run: &Run, token: LeaseToken, question: Question, now: Timestamp) -> Outc
     changed(draft.to(State::InteractionRequired { active, interaction, since }, Vec::new()))
 }
 
+/// What a command says without saying it: an agent that finishes, fails or asks something else while its question is
+/// open has gone on, because it has its answer or needs none (ADR 0005). Apply this first, so that everybody who
+/// follows the run sees it `running` again.
+#[must_use]
+pub fn implied(run: &Run, command: &Command) -> Option<Command> {
+    let State::InteractionRequired { active, interaction, .. } = &run.state else { return None };
+    let token = match command {
+        Command::Ask { question, .. } if active.last_question.as_ref() == Some(&question.id) => return None,
+        Command::Ask { token, .. }
+        | Command::Finish { token, .. }
+        | Command::Fail { token, .. }
+        | Command::Stopped { token } => *token,
+        Command::Grant { .. }
+        | Command::Answered { .. }
+        | Command::Cancel
+        | Command::Review { .. }
+        | Command::Lost { .. }
+        | Command::Expire { .. } => return None,
+    };
+    (active.lease.token == token).then(|| Command::Answered { interaction_id: interaction.question.id.clone() })
+}
+
 /// How long people took to answer, with the question that is open now.
 fn paused_until(run: &Run, now: Timestamp) -> u64 {
     let open = match &run.state {

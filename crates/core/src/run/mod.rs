@@ -7,7 +7,7 @@ mod interaction;
 mod invariant;
 mod state;
 
-pub use apply::{apply, submit, touch};
+pub use apply::{apply, implied, submit, touch};
 pub use command::{Change, Command, Decision, Effect, Ignored, LostReason, Outcome, Output, StopReason};
 pub use deadline::{Armed, Deadline, DeadlineKind, armed};
 pub use interaction::{Interaction, InteractionField, Question, check_answer};
