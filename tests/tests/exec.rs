@@ -197,8 +197,7 @@ async fn what_does_not_stop_is_killed_with_all_that_it_started() {
     let world = World::start().await;
     let canceled = world.run(json!({}), &family("canceled")).await;
     let timed_out = world.run(json!({"inactivity_seconds": 1}), &family("timed_out")).await;
-    let polite =
-        r#"while read -r line; do case $line in *'"reason":"canceled"'*'"type":"stop"'*) echo $$ > polite; exit 0;; esac; done"#;
+    let polite = r#"while read -r line; do case $line in *'"reason":"canceled"'*'"type":"stop"'*) echo $$ > polite; exit 0;; esac; done"#;
     let polite = world.run(json!({}), polite).await;
     let pids = [world.pids("canceled", 3).await, world.pids("timed_out", 3).await].concat();
     for run in [canceled, polite] {

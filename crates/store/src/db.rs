@@ -80,6 +80,8 @@ pub struct Sqlite {
     pub write: SqlitePool,
     /// For everything that only reads.
     pub read: SqlitePool,
+    /// The file whose lock is the right to publish again.
+    pub(crate) turn: PathBuf,
 }
 
 /// A service's own part of the store.
@@ -142,7 +144,7 @@ impl Db {
             .connect_with(options.read_only(true).create_if_missing(false))
             .await?;
         drop(lock);
-        Ok(Self::Sqlite(Sqlite { write, read }))
+        Ok(Self::Sqlite(Sqlite { write, read, turn: folder.join(format!("{service}.turn")) }))
     }
 
     async fn open_postgres(url: &str, service: &str, migrations: &[Migration]) -> Result<Self, StoreError> {

@@ -4,6 +4,7 @@
 mod db;
 mod outbox;
 mod publisher;
+mod recovery;
 pub mod rows;
 
 pub use db::{Db, Migration, Sqlite, StoreError};

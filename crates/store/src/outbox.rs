@@ -52,6 +52,7 @@ pub(crate) const MIGRATIONS: &[Migration] = &[Migration {
             message_id TEXT NOT NULL,
             PRIMARY KEY (writer, position)
         ) WITHOUT ROWID;
+        CREATE TABLE outbox_recovery (one INTEGER PRIMARY KEY, since INTEGER NOT NULL);
     ",
     postgres: "
         CREATE TABLE event (
@@ -76,6 +77,7 @@ pub(crate) const MIGRATIONS: &[Migration] = &[Migration {
             message_id TEXT NOT NULL,
             PRIMARY KEY (writer, position)
         );
+        CREATE TABLE outbox_recovery (one INTEGER PRIMARY KEY, since BIGINT NOT NULL);
     ",
 }];
 

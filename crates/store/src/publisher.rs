@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::db::{Db, StoreError};
 use crate::outbox::{Order, Staged, Stored, WRITER_SHIFT, decode_rows, first_position, now_ms};
+use crate::recovery::{self, Turn};
 
 /// Events that go to the broker at once.
 const WAVE: usize = 1024;
@@ -178,11 +179,13 @@ impl Publisher {
     /// that are gone have left. False where the stream failed.
     async fn beat(&mut self) -> bool {
         let worked = async {
-            if self.behind.swap(false, Ordering::AcqRel) {
-                self.publish_from(self.published, None).await?;
-            }
             self.flush().await;
-            self.adopt(now_ms() - GONE_MS).await
+            let before = now_ms() - GONE_MS;
+            let behind = self.behind.swap(false, Ordering::AcqRel);
+            if behind || self.left(before).await?.iter().any(|one| one.writer != self.writer) {
+                self.publish_again(before).await?;
+            }
+            Ok::<_, RecoverError>(())
         };
         match worked.await {
             Ok(()) => true,
@@ -191,18 +194,6 @@ impl Publisher {
                 tracing::warn!(%error, "events that memory does not hold could not be published");
                 false
             }
-        }
-    }
-
-    /// Publishes everything of one writer behind a position, by pages.
-    async fn publish_from(&mut self, mut position: i64, until: Option<i64>) -> Result<(), RecoverError> {
-        let writer = position >> WRITER_SHIFT;
-        let end = until.unwrap_or(first_position(writer + 1) - 1);
-        loop {
-            let page = self.read(position, end).await?;
-            let Some(last) = page.rows.last().map(|row| row.position) else { return Ok(()) };
-            self.publish(page).await.map_err(|_| RecoverError::NotTaken)?;
-            position = last;
         }
     }
 
@@ -295,42 +286,59 @@ impl Publisher {
         Ok(())
     }
 
-    /// Publishes what lies behind the marks of writers not seen since `before`. Two may do so at once: the ids are
-    /// the same. Not writer by writer, but in the order in which objects changed: one object's events may be of
-    /// several writers.
-    async fn adopt(&mut self, before: i64) -> Result<(), RecoverError> {
-        let left = self.left_behind(before).await?;
-        let Some(since) = left.iter().map(|one| one.since).min() else { return Ok(()) };
-        tracing::info!(since, "publishing events that other writers may not have published");
-        self.publish_since(since).await?;
-        self.advance(left, before).await?;
-        Ok(())
-    }
-
-    /// What lies behind the marks of other writers not seen since `before`.
-    async fn left_behind(&self, before: i64) -> Result<Vec<Left>, StoreError> {
+    /// What lies behind the marks of writers not seen since `before`; of this one, what it has not published itself.
+    async fn left(&self, before: i64) -> Result<Vec<Left>, StoreError> {
         let sql = "SELECT w.writer, MAX(e.position), MIN(e.created_at) FROM outbox_writer w JOIN event e
-                       ON e.position > w.mark AND e.position > w.writer << 40 AND e.position < (w.writer + 1) << 40
-                   WHERE w.writer <> $1 AND w.seen_at < $2 GROUP BY w.writer";
+                       ON e.position > CASE w.writer WHEN $1 THEN $2 ELSE w.mark END
+                      AND e.position > w.writer << 40 AND e.position < (w.writer + 1) << 40
+                   WHERE w.seen_at < $3 OR w.writer = $1 GROUP BY w.writer";
+        let (own, published) = (self.writer, self.published);
         let left: Vec<(i64, i64, i64)> = match &self.db {
-            Db::Sqlite(sqlite) => sqlx::query_as(sql).bind(self.writer).bind(before).fetch_all(&sqlite.write).await?,
-            Db::Postgres(pool) => sqlx::query_as(sql).bind(self.writer).bind(before).fetch_all(pool).await?,
+            Db::Sqlite(sqlite) => {
+                sqlx::query_as(sql).bind(own).bind(published).bind(before).fetch_all(&sqlite.write).await?
+            }
+            Db::Postgres(pool) => sqlx::query_as(sql).bind(own).bind(published).bind(before).fetch_all(pool).await?,
         };
         Ok(left.into_iter().map(|(writer, newest, since)| Left { writer, newest, since }).collect())
     }
 
+    /// Publishes what the stream lacks and what is not marked as published, of all writers at once and in the order in
+    /// which objects changed: one object's events may be of several writers, and what one writer has not marked may be
+    /// older than what another has lost. Advances the marks of writers not seen since `before`.
+    async fn publish_again(&mut self, before: i64) -> Result<(), RecoverError> {
+        let _turn = Turn::take(&self.db).await?;
+        let gaps = self.gaps().await?;
+        let left = self.left(i64::MAX).await?;
+        let begun = recovery::begun(&self.db).await?;
+        let since = gaps.iter().map(|gap| gap.since).chain(left.iter().map(|one| one.since)).chain(begun).min();
+        let Some(since) = since else { return Ok(()) };
+        if !gaps.is_empty() {
+            tracing::warn!(since, writers = gaps.len(), "the event stream has a gap; publishing again from the store");
+            // The stream counts anew: what it said before means nothing.
+            self.acked.clear();
+        }
+        recovery::begin(&self.db, since).await?;
+        self.publish_since(since).await?;
+        for gap in gaps {
+            self.checkpoint(gap.writer, gap.mark).await?;
+        }
+        self.advance(left, before).await?;
+        Ok(recovery::end(&self.db).await?)
+    }
+
     /// Writes down that what was left behind has been published.
     async fn advance(&self, left: Vec<Left>, before: i64) -> Result<(), StoreError> {
-        let advance = "UPDATE outbox_writer SET mark = $1 WHERE writer = $2 AND mark < $1 AND seen_at < $3";
+        let advance =
+            "UPDATE outbox_writer SET mark = $1 WHERE writer = $2 AND mark < $1 AND seen_at < $3 AND writer <> $4";
         for Left { writer, newest, .. } in left {
             self.checkpoint(writer, newest).await?;
             match &self.db {
                 Db::Sqlite(sqlite) => {
-                    let query = sqlx::query(advance).bind(newest).bind(writer).bind(before);
+                    let query = sqlx::query(advance).bind(newest).bind(writer).bind(before).bind(self.writer);
                     query.execute(&sqlite.write).await.map(drop)?;
                 }
                 Db::Postgres(pool) => {
-                    let query = sqlx::query(advance).bind(newest).bind(writer).bind(before);
+                    let query = sqlx::query(advance).bind(newest).bind(writer).bind(before).bind(self.writer);
                     query.execute(pool).await.map(drop)?;
                 }
             }
@@ -354,37 +362,24 @@ impl Publisher {
     async fn try_recover(&mut self) -> Result<(), RecoverError> {
         self.link = self.bus.connect_once().await?;
         self.link.ensure_streams().await?;
-        let mut lost_since = None;
+        self.publish_again(i64::MAX).await
+    }
+
+    /// By writer, from when on the stream lacks events that were marked as published.
+    async fn gaps(&self) -> Result<Vec<Gap>, RecoverError> {
         let mut gaps = Vec::new();
         for (writer, mark) in self.writers().await? {
             let mark = if writer == self.writer { self.published } else { mark };
             if mark < first_position(writer) {
                 continue;
             }
-            if let Some(from) = self.lost_from(writer, mark).await? {
-                let since = self.read(from, mark).await?.rows.first().map(|row| row.created_at);
-                lost_since = [lost_since, since].into_iter().flatten().min();
-                gaps.push((writer, mark));
+            if let Some(from) = self.lost_from(writer, mark).await?
+                && let Some(first) = self.read(from, mark).await?.rows.first()
+            {
+                gaps.push(Gap { writer, mark, since: first.created_at });
             }
         }
-        // Both at once: what a writer has not yet marked may be older than what is known to be lost, and of the same
-        // objects.
-        let left = self.left_behind(i64::MAX).await?;
-        let left_since = left.iter().map(|one| one.since).min();
-        if let Some(since) = [lost_since, left_since].into_iter().flatten().min() {
-            let lost = gaps.len();
-            tracing::warn!(since, lost, left = left.len(), "publishing events that the stream may lack");
-            if lost > 0 {
-                // The stream counts anew: what it said before means nothing.
-                self.acked.clear();
-            }
-            self.publish_since(since).await?;
-        }
-        for (writer, mark) in gaps {
-            self.checkpoint(writer, mark).await?;
-        }
-        self.advance(left, i64::MAX).await?;
-        Ok(())
+        Ok(gaps)
     }
 
     async fn writers(&self) -> Result<Vec<(i64, i64)>, StoreError> {
@@ -444,6 +439,14 @@ impl Publisher {
 struct Left {
     writer: i64,
     newest: i64,
+    /// When the oldest of it was made; milliseconds since 1970.
+    since: i64,
+}
+
+/// What the stream should have of a writer and has not.
+struct Gap {
+    writer: i64,
+    mark: i64,
     /// When the oldest of it was made; milliseconds since 1970.
     since: i64,
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use errand_core::run::{
-    Change, Command, Effect, Ignored, LeaseToken, Outcome, Run, apply, implied, check_change, submit, touch,
+    Change, Command, Effect, Ignored, LeaseToken, Outcome, Run, apply, check_change, implied, submit, touch,
 };
 use errand_core::{Error, ErrorCode, EventId, RunId, Tenant, Timestamp};
 use errand_proto::event::of_run;
