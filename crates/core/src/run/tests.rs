@@ -226,6 +226,27 @@ fn a_question_that_was_answered_is_not_opened_again_by_its_late_repetition() {
 }
 
 #[test]
+fn an_agent_that_goes_on_has_left_its_question() {
+    let asking = each_state(&settings()).swap_remove(2);
+    let answered = Command::Answered { interaction_id: "q1".into() };
+    for (command, goes_on) in [
+        (Command::Finish { token: 7, output: output(None) }, true),
+        (Command::Fail { token: 7, errors: Vec::new() }, true),
+        (Command::Stopped { token: 7 }, true),
+        (Command::Ask { token: 7, question: question("q2") }, true),
+        (Command::Ask { token: 7, question: question("q1") }, false),
+        (Command::Finish { token: 6, output: output(None) }, false),
+        (Command::Cancel, false),
+        (answered.clone(), false),
+    ] {
+        assert_eq!(implied(&asking, &command), goes_on.then(|| answered.clone()), "{command:?}");
+    }
+    for other in each_state(&settings()).iter().filter(|run| run.status() != RunStatus::InteractionRequired) {
+        assert_eq!(implied(other, &Command::Finish { token: 7, output: output(None) }), None);
+    }
+}
+
+#[test]
 fn review_without_a_limit_says_so() {
     let unlimited = Settings { review_seconds: None, ..settings() };
     assert_eq!(armed(&each_state(&unlimited)[3]), Armed::ReviewWithoutLimit);
