@@ -263,7 +263,33 @@ impl Outbox {
     }
 }
 
+type SqliteQuery<'q, O> = sqlx::query::QueryAs<'q, sqlx::Sqlite, O, <sqlx::Sqlite as sqlx::Database>::Arguments>;
+
 impl Staged {
+    /// A statement that inserts one event after a statement that changed something, and nothing after one that did
+    /// not. A chain of these goes with one change in one round trip; see [`Self::bind`].
+    pub const INSERT_IF_CHANGED: &str = "INSERT INTO event (position, object, seq, id, created_at, payload)
+        SELECT ?, ?, ?, ?, ?, ? WHERE changes() > 0 RETURNING object;";
+
+    /// How many events these are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Binds all events, each for one [`Self::INSERT_IF_CHANGED`].
+    pub fn bind<'q, O>(&self, query: SqliteQuery<'q, O>) -> SqliteQuery<'q, O> {
+        self.rows.iter().fold(query, |query, row| {
+            query
+                .bind(row.position)
+                .bind(row.object.to_vec())
+                .bind(row.seq)
+                .bind(row.id.uuid().as_bytes().to_vec())
+                .bind(row.created_at)
+                .bind(row.payload.to_vec())
+        })
+    }
+
     /// Inserts into SQLite, within the transaction of the change.
     ///
     /// # Errors

@@ -1,0 +1,253 @@
+//! What the dispatcher's store promises, the same on SQLite and Postgres.
+
+use bytes::Bytes;
+use errand_core::run::{Command, Lease, Outcome, Output, Run, RunStatus, Spec, State, apply, submit};
+use errand_core::task::{Definition, Settings, Task};
+use errand_core::{EventId, RunId, RunnerId, SessionId, TaskId, Tenant, Timestamp};
+use errand_dispatcher::store::{Batch, Store};
+use errand_proto::event::{TaskRef, of_run, of_task};
+use errand_store::{Outbox, Staged};
+use errand_tests::{Stack, StoreKind};
+use uuid::Uuid;
+
+const NOW: Timestamp = Timestamp(1_700_000_000_000);
+
+macro_rules! on_both_stores {
+    ($($name:ident)*) => {$(
+        mod $name {
+            #[tokio::test(flavor = "multi_thread")]
+            async fn on_sqlite() -> anyhow::Result<()> {
+                super::$name(&super::World::start(errand_tests::StoreKind::Sqlite).await?).await
+            }
+
+            #[tokio::test(flavor = "multi_thread")]
+            async fn on_postgres() -> anyhow::Result<()> {
+                super::$name(&super::World::start(errand_tests::StoreKind::Postgres).await?).await
+            }
+        }
+    )*};
+}
+
+on_both_stores! {
+    what_is_committed_is_read_again
+    a_change_of_another_version_is_a_conflict_and_leaves_nothing
+    a_batch_may_be_of_any_size_and_kind
+    open_runs_come_by_pages_and_activity_only_grows
+    tasks_have_versions_and_names
+}
+
+struct World {
+    _stack: Stack,
+    store: Store,
+    outbox: Outbox,
+}
+
+impl World {
+    async fn start(kind: StoreKind) -> anyhow::Result<Self> {
+        let stack = Stack::new(kind);
+        let store = Store::open(stack.store()).await?;
+        let (outbox, _publisher) = Outbox::open(store.db().clone(), stack.bus().await).await?;
+        Ok(Self { _stack: stack, store, outbox })
+    }
+
+    fn events(&self, runs: &[&Run]) -> anyhow::Result<Staged> {
+        let events = runs.iter().map(|run| of_run(EventId::from_uuid(Uuid::now_v7()), run));
+        Ok(self.outbox.stage(events)?)
+    }
+
+    /// Commits runs that are new; the ids of those that met a conflict.
+    async fn commit_new(&self, runs: &[Run]) -> anyhow::Result<Vec<RunId>> {
+        let events = self.events(&runs.iter().collect::<Vec<_>>())?;
+        let mut batch = Batch { new: runs.to_vec(), events, ..Batch::default() };
+        Ok(self.store.commit(&mut batch).await?.into_iter().collect())
+    }
+
+    /// Commits changes of runs, each with the version that it is based on and an event for each version since.
+    async fn commit_changed(&self, changes: &[(Vec<Run>, u64)]) -> anyhow::Result<Vec<RunId>> {
+        let events = self.events(&changes.iter().flat_map(|(steps, _)| steps).collect::<Vec<_>>())?;
+        let changed = changes.iter().filter_map(|(steps, expected)| Some((steps.last()?.clone(), *expected)));
+        let mut batch = Batch { changed: changed.collect(), events, ..Batch::default() };
+        Ok(self.store.commit(&mut batch).await?.into_iter().collect())
+    }
+
+    async fn one(&self, id: RunId) -> anyhow::Result<Option<Run>> {
+        Ok(self.store.runs(&[id]).await?.pop())
+    }
+
+    async fn seqs(&self, id: RunId) -> anyhow::Result<Vec<u64>> {
+        let events = self.outbox.events_of(*id.uuid().as_bytes(), 0, 100).await?;
+        Ok(events.iter().map(|event| event.seq).collect())
+    }
+}
+
+fn tenant() -> Tenant {
+    "acme".parse().expect("a tenant")
+}
+
+fn queued(input: &'static str) -> Run {
+    let spec = Spec {
+        task_id: TaskId::from_uuid(Uuid::now_v7()),
+        task_version: 1,
+        agent_id: "agt_exec".parse().ok(),
+        source_id: None,
+        credential_id: None,
+        wanted_session: None,
+        metadata: [("k".to_owned(), "v".to_owned())].into(),
+        settings: Settings::default(),
+        retry_of: None,
+        traceparent: None,
+    };
+    let run = Run {
+        id: RunId::from_uuid(Uuid::now_v7()),
+        tenant: tenant(),
+        spec: spec.into(),
+        seq: 0,
+        attempt: 1,
+        state: State::Queued { since: NOW },
+        session_id: None,
+        errors: Vec::new(),
+        created_at: NOW,
+        started_at: None,
+        finished_at: None,
+        canceled_at: None,
+        updated_at: NOW,
+        last_activity: NOW,
+        input: Bytes::from_static(input.as_bytes()),
+        output: None,
+    };
+    submit(run, Ok(()), NOW).next
+}
+
+fn moved(run: &Run, command: Command) -> Run {
+    match apply(run, command, NOW) {
+        Outcome::Changed(change) => change.next,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn running(run: &Run) -> Run {
+    let (session_id, runner_id) = (SessionId::from_uuid(Uuid::now_v7()), RunnerId::from_uuid(Uuid::now_v7()));
+    moved(run, Command::Grant { lease: Lease { session_id, runner_id, token: 1 }, attempt: run.attempt })
+}
+
+fn completed(run: &Run) -> Run {
+    let output = Output { json: Bytes::from_static(b"{\"n\": 1}"), misfit: None };
+    moved(run, Command::Finish { token: 1, output })
+}
+
+async fn what_is_committed_is_read_again(world: &World) -> anyhow::Result<()> {
+    let (with, without) = (queued("{\"a\": \"\\u0000\"}"), queued(""));
+    for run in [&with, &without] {
+        assert!(world.commit_new(std::slice::from_ref(run)).await?.is_empty());
+        assert_eq!(world.one(run.id).await?.as_ref(), Some(run));
+        let at_work = running(run);
+        assert!(world.commit_changed(&[(vec![at_work.clone()], 1)]).await?.is_empty());
+        let done = completed(&at_work);
+        assert!(world.commit_changed(&[(vec![done.clone()], 2)]).await?.is_empty());
+        assert_eq!(world.one(run.id).await?, Some(done));
+        assert_eq!(world.seqs(run.id).await?, [1, 2, 3]);
+    }
+    assert_eq!(world.one(RunId::from_uuid(Uuid::now_v7())).await?, None);
+    Ok(())
+}
+
+async fn a_change_of_another_version_is_a_conflict_and_leaves_nothing(world: &World) -> anyhow::Result<()> {
+    // One alone and several at once are written in different ways.
+    for companions in [0usize, 3] {
+        let others: Vec<Run> = (0..companions).map(|_| queued("1")).collect();
+        let run = queued("1");
+        let mut all = others.clone();
+        all.push(run.clone());
+        assert!(world.commit_new(&all).await?.is_empty());
+        let mut again = run.clone();
+        again.input = Bytes::from_static(b"2");
+        let fresh = (companions > 0).then(|| queued("1"));
+        let submitted: Vec<Run> = fresh.iter().cloned().chain([again]).collect();
+        assert_eq!(world.commit_new(&submitted).await?, [run.id], "an id is taken once");
+        assert_eq!(world.one(run.id).await?.as_ref(), Some(&run));
+        if let Some(fresh) = fresh {
+            assert_eq!(world.one(fresh.id).await?, Some(fresh), "the others of the batch are committed");
+        }
+        let (mine, theirs) = (running(&run), moved(&run, Command::Cancel));
+        assert!(world.commit_changed(&[(vec![theirs.clone()], 1)]).await?.is_empty());
+        let with_others = others.iter().map(|run| (vec![running(run)], 1)).chain([(vec![mine], 1)]);
+        assert_eq!(world.commit_changed(&with_others.collect::<Vec<_>>()).await?, [run.id]);
+        assert_eq!(world.one(run.id).await?, Some(theirs));
+        assert_eq!(world.seqs(run.id).await?, [1, 2]);
+        for other in others {
+            assert_eq!(world.seqs(other.id).await?, [1, 2]);
+        }
+    }
+    Ok(())
+}
+
+async fn a_batch_may_be_of_any_size_and_kind(world: &World) -> anyhow::Result<()> {
+    for size in [1usize, 2, 5, 300] {
+        let runs: Vec<Run> = (0..size).map(|_| queued("1")).collect();
+        assert!(world.commit_new(&runs).await?.is_empty());
+        // Two changes of one run go in one commit.
+        let changes: Vec<(Vec<Run>, u64)> =
+            runs.iter().map(|run| (vec![running(run), completed(&running(run))], 1)).collect();
+        assert!(world.commit_changed(&changes).await?.is_empty());
+        let ids: Vec<RunId> = runs.iter().map(|run| run.id).collect();
+        let read = world.store.runs(&ids).await?;
+        assert_eq!(read.len(), size);
+        assert!(read.iter().all(|run| run.status() == RunStatus::Completed && run.seq == 3 && run.output.is_some()));
+        assert_eq!(world.seqs(ids[size - 1]).await?, [1, 2, 3]);
+    }
+    assert!(world.store.commit(&mut Batch::default()).await?.is_empty());
+    Ok(())
+}
+
+async fn open_runs_come_by_pages_and_activity_only_grows(world: &World) -> anyhow::Result<()> {
+    let mut runs: Vec<Run> = (0..5).map(|_| queued("1")).collect();
+    assert!(world.commit_new(&runs).await?.is_empty());
+    let canceled = moved(&runs.remove(2), Command::Cancel);
+    assert!(world.commit_changed(&[(vec![canceled], 1)]).await?.is_empty());
+    let ids: Vec<RunId> = runs.iter().map(|run| run.id).collect();
+    let page = |after, limit| async move {
+        let runs = world.store.open_runs(after, limit).await?;
+        anyhow::Ok(runs.iter().map(|run| run.id).collect::<Vec<_>>())
+    };
+    assert_eq!(page(None, 3).await?, ids[..3]);
+    assert_eq!(page(Some(ids[2]), 3).await?, ids[3..]);
+    for (at, expected) in [(5_000, 5_000), (3_000, 5_000), (6_000, 6_000)] {
+        world.store.touch(&[(ids[0], NOW.plus_millis(at)), (ids[1], NOW)]).await?;
+        let seen = world.one(ids[0]).await?.map(|run| run.last_activity);
+        assert_eq!(seen, Some(NOW.plus_millis(expected)));
+    }
+    // What a dispatcher cached before does not take it back.
+    let stale = running(&runs[0]);
+    assert!(world.commit_changed(&[(vec![stale], 1)]).await?.is_empty());
+    assert_eq!(world.one(ids[0]).await?.map(|run| run.last_activity), Some(NOW.plus_millis(6_000)));
+    Ok(())
+}
+
+async fn tasks_have_versions_and_names(world: &World) -> anyhow::Result<()> {
+    let definition: Definition = serde_json::from_str(r#"{"name": "bills", "agent_id": "agt_exec"}"#)?;
+    let id = TaskId::from_uuid(Uuid::now_v7());
+    let one = Task { id, tenant: tenant(), version: 1, definition, created_at: NOW, updated_at: NOW };
+    let event = |task: &Task, action, seq| {
+        world.outbox.stage([of_task(EventId::from_uuid(Uuid::now_v7()), task, action, seq, NOW)])
+    };
+    assert!(world.store.create_task(&one, &event(&one, "created", 1)?).await?);
+    let namesake = Task { id: TaskId::from_uuid(Uuid::now_v7()), ..one.clone() };
+    assert!(!world.store.create_task(&namesake, &event(&namesake, "created", 1)?).await?);
+    let other = Task { id: TaskId::from_uuid(Uuid::now_v7()), tenant: "other".parse()?, ..namesake.clone() };
+    assert!(world.store.create_task(&other, &event(&other, "created", 1)?).await?, "names are a tenant's own");
+
+    let mut two = Task { version: 2, ..one.clone() };
+    two.definition.prompt = "new".into();
+    assert!(world.store.change_task(&two, false, 2, &event(&two, "updated", 2)?).await?);
+    assert!(!world.store.change_task(&two, false, 2, &event(&two, "updated", 2)?).await?, "somebody was quicker");
+    let by_name = TaskRef::Name("bills".into());
+    let current = world.store.current_task(&tenant(), &by_name).await?;
+    assert_eq!(current.map(|current| (current.task, current.seq)), Some((two.clone(), 2)));
+    assert_eq!(world.store.task_version(id, 1).await?, Some(one.clone()));
+
+    assert!(world.store.change_task(&two, true, 3, &event(&two, "deleted", 3)?).await?);
+    assert!(world.store.current_task(&tenant(), &by_name).await?.is_none());
+    assert_eq!(world.store.task_version(id, 2).await?, Some(two), "a run keeps the version that it began with");
+    assert!(world.store.create_task(&namesake, &event(&namesake, "created", 1)?).await?, "its name is free again");
+    Ok(())
+}
