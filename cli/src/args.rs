@@ -387,7 +387,7 @@ pub(crate) struct BenchArgs {
     /// Sessions of the no-op runner [default: the concurrency]
     #[arg(long, value_name = "N")]
     pub(crate) sessions: Option<u32>,
-    /// `sqlite` (in a temporary folder), sqlite://FOLDER or postgres://USER@HOST/DATABASE
+    /// `sqlite` or `postgres` (in a temporary folder), sqlite://FOLDER or postgres://USER@HOST/DATABASE
     #[arg(long, value_name = "URL", default_value = "sqlite")]
     pub(crate) store: String,
     /// Measures the stack that runs at --nats-url, with a no-op runner of its own

@@ -6,6 +6,7 @@ mod commands;
 mod failure;
 mod keep;
 mod output;
+mod postgres;
 mod stack;
 
 use std::io::IsTerminal;

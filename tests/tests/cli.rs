@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use errand_tests::{Child, Postgres, eventually, folder, service};
+use errand_tests::{Child, eventually, folder, service};
 use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -142,5 +142,5 @@ fn bench_counts_what_it_did_on_sqlite() {
 
 #[test]
 fn bench_counts_what_it_did_on_postgres() {
-    bench_counts(&Postgres::shared().fresh_database());
+    bench_counts("postgres");
 }

@@ -26,6 +26,7 @@ use crate::broker::{self, Broker, BrokerConfig};
 use crate::commands::dev::{stop_signal, until_ready};
 use crate::failure::Said;
 use crate::output::Output;
+use crate::postgres::Postgres;
 use crate::stack::{Stack, StackConfig};
 
 use load::{Load, Seen};
@@ -121,6 +122,7 @@ struct Rig {
 /// A stack of our own in a temporary folder, unless one runs already, and a runner that does nothing.
 struct Running {
     broker: Option<Broker>,
+    postgres: Option<Postgres>,
     stack: Option<Stack>,
     runner: Option<(JoinHandle<Result<(), errand_runner::RunnerError>>, CancellationToken)>,
 }
@@ -144,11 +146,16 @@ impl Rig {
             ..BusConfig::default()
         };
         let bus = Bus::connect(bus_config, PATIENCE).await?;
+        let mut postgres = None;
         let (stack, durability) = if broker.is_none() {
             (None, Durability::unknown())
         } else {
             let store = match args.store.as_str() {
                 "sqlite" => format!("sqlite://{}", scratch.join("store").display()),
+                "postgres" => {
+                    let started = Postgres::start().await?;
+                    postgres.insert(started).url.clone()
+                }
                 other => other.to_owned(),
             };
             let durability = Durability::of_store(&store);
@@ -163,7 +170,7 @@ impl Rig {
         let sessions = args.sessions.unwrap_or(concurrency).clamp(1, errand_runner::MAX_CAPACITY);
         let nats_pid = broker.as_ref().map(|broker| broker.pid);
         let rig = Self { bus, agent, name, sessions, durability, nats_pid };
-        let mut running = Running { broker, stack, runner: None };
+        let mut running = Running { broker, postgres, stack, runner: None };
         match rig.until_ready(&mut running).await {
             Ok(()) => Ok((rig, running)),
             Err(error) => {
@@ -251,6 +258,10 @@ impl Running {
             Some(broker) => broker.stop().await,
             None => Ok(()),
         };
-        runner.and(stack).and(broker)
+        let postgres = match self.postgres {
+            Some(postgres) => postgres.stop().await,
+            None => Ok(()),
+        };
+        runner.and(stack).and(broker).and(postgres)
     }
 }
