@@ -127,3 +127,29 @@ pub fn of_task(event_id: EventId, task: &Task, action: &str, seq: u64, now: Time
         })),
     }
 }
+
+/// The event of a destination's change: `action` is `activated` or `deactivated`.
+#[must_use]
+pub fn of_destination(
+    event_id: EventId,
+    destination: &v1::Destination,
+    action: &str,
+    seq: u64,
+    now: Timestamp,
+) -> v1::Event {
+    v1::Event {
+        id: event_id.to_string(),
+        r#type: format!("event_destination.{action}"),
+        tenant: destination.tenant.clone(),
+        object_id: destination.id.clone(),
+        seq,
+        created_at_ms: now.0,
+        traceparent: String::new(),
+        data: Some(v1::event::Data::Destination(v1::DestinationSummary {
+            id: destination.id.clone(),
+            name: destination.name.clone(),
+            r#type: destination.r#type.clone(),
+            reason: destination.inactive_reason.clone(),
+        })),
+    }
+}

@@ -197,6 +197,85 @@ pub fn runner(runner: &v1::Runner) -> Value {
     })
 }
 
+/// An event destination: CONTRACT section 3. What its type needs stands under the type's name.
+#[must_use]
+pub fn destination(destination: &v1::Destination) -> Value {
+    let filter = destination.filter.clone().unwrap_or_default();
+    let mut value = json!({
+        "id": destination.id,
+        "object": "event_destination",
+        "name": destination.name,
+        "type": destination.r#type,
+        "events": destination.events,
+        "filter": {"task_id": filter.task_id, "agent_id": filter.agent_id, "metadata": filter.metadata},
+        "ordered": destination.ordered,
+        "status": destination_status(destination.status),
+        "inactive_reason": or_null(&destination.inactive_reason),
+        "failing_since": optional_time(destination.failing_since_ms),
+        "old_secret_expires_at": optional_time(destination.old_secret_expires_at_ms),
+        "created_at": time(destination.created_at_ms),
+        "updated_at": time(destination.updated_at_ms),
+    });
+    value[&destination.r#type] = stored(&destination.config);
+    if !destination.secret.is_empty() {
+        value["secret"] = destination.secret.clone().into();
+    }
+    value
+}
+
+fn destination_status(number: i32) -> &'static str {
+    match v1::DestinationStatus::try_from(number) {
+        Ok(v1::DestinationStatus::Active) => "active",
+        Ok(v1::DestinationStatus::Inactive) => "inactive",
+        Ok(v1::DestinationStatus::Unspecified) | Err(_) => "unspecified",
+    }
+}
+
+/// An event's way to a destination; `attempts` only where they came along.
+#[must_use]
+pub fn delivery(delivery: &v1::Delivery) -> Value {
+    let mut value = json!({
+        "id": delivery.id,
+        "object": "event_delivery",
+        "destination_id": delivery.destination_id,
+        "event_id": delivery.event_id,
+        "event_type": delivery.event_type,
+        "object_id": delivery.object_id,
+        "status": delivery_status(delivery.status),
+        "origin": delivery.origin,
+        "attempt_count": delivery.attempt_count,
+        "next_attempt_at": optional_time(delivery.next_attempt_at_ms),
+        "last_status_code": delivery.last_status_code,
+        "last_error": or_null(&delivery.last_error),
+        "created_at": time(delivery.created_at_ms),
+        "finished_at": optional_time(delivery.finished_at_ms),
+    });
+    if !delivery.attempts.is_empty() {
+        value["attempts"] = delivery.attempts.iter().map(attempt).collect();
+    }
+    value
+}
+
+fn attempt(attempt: &v1::DeliveryAttempt) -> Value {
+    json!({
+        "number": attempt.number,
+        "at": time(attempt.at_ms),
+        "duration_ms": attempt.duration_ms,
+        "status_code": attempt.status_code,
+        "error": or_null(&attempt.error),
+        "response": or_null(&attempt.response),
+    })
+}
+
+fn delivery_status(number: i32) -> &'static str {
+    match v1::DeliveryStatus::try_from(number) {
+        Ok(v1::DeliveryStatus::Pending) => "pending",
+        Ok(v1::DeliveryStatus::Delivered) => "delivered",
+        Ok(v1::DeliveryStatus::Failed) => "failed",
+        Ok(v1::DeliveryStatus::Unspecified) | Err(_) => "unspecified",
+    }
+}
+
 /// An event: CONTRACT section 4.
 #[must_use]
 pub fn event(event: &v1::Event) -> Value {
@@ -218,6 +297,13 @@ pub fn event(event: &v1::Event) -> Value {
             "version": task.version,
             "name": task.name,
             "agent_id": task.agent_id,
+        }),
+        Some(v1::event::Data::Destination(destination)) => json!({
+            "id": destination.id,
+            "object": "event_destination",
+            "name": destination.name,
+            "type": destination.r#type,
+            "reason": or_null(&destination.reason),
         }),
         None => Value::Object(Map::new()),
     };

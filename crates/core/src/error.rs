@@ -50,6 +50,8 @@ catalogue! {
     RUNNER_NOT_FOUND = "request" "runner_not_found" 404;
     AGENT_NOT_FOUND = "request" "agent_not_found" 404;
     EVENT_NOT_FOUND = "request" "event_not_found" 404;
+    EVENT_DESTINATION_NOT_FOUND = "request" "event_destination_not_found" 404;
+    EVENT_DELIVERY_NOT_FOUND = "request" "event_delivery_not_found" 404;
     METHOD_NOT_ALLOWED = "request" "method_not_allowed" 405;
     TASK_RUN_NOT_CANCELABLE = "request" "task_run_not_cancelable" 409;
     INTERACTION_NOT_PENDING = "request" "interaction_not_pending" 409;

@@ -121,6 +121,10 @@ ids! {
     CredentialId = "cred", "a credential";
     /// An event: a fact about an object.
     EventId = "evt", "an event";
+    /// An event destination: where a tenant's events are pushed.
+    DestinationId = "evtd", "an event destination";
+    /// An event delivery: one event's way to one destination.
+    DeliveryId = "edlv", "an event delivery";
     /// One request and its answer.
     RequestId = "req", "a request";
 }

@@ -10,5 +10,8 @@ pub mod task;
 mod time;
 
 pub use error::{Error, ErrorCode};
-pub use id::{AgentId, CredentialId, EventId, RequestId, RunId, RunnerId, SessionId, SourceId, TaskId, Tenant};
+pub use id::{
+    AgentId, CredentialId, DeliveryId, DestinationId, EventId, RequestId, RunId, RunnerId, SessionId, SourceId, TaskId,
+    Tenant,
+};
 pub use time::Timestamp;

@@ -8,6 +8,7 @@
 //! whoever is not subscribed at that moment misses it; the stream keeps it for 30 days. What cannot be told on is kept
 //! on `<prefix>.dlq.notifier` with the reason, and holds nothing up.
 
+pub mod channel;
 mod config;
 pub mod fan_out;
 mod service;
