@@ -1,6 +1,8 @@
 //! The session state machine: what the session-pool stores of a session, and the only way to change it.
 
 mod apply;
+#[cfg(test)]
+mod tests;
 
 use serde::{Deserialize, Serialize};
 
