@@ -196,6 +196,14 @@ pub fn run_status(run: &v1::Run) -> Result<RunStatus, Error> {
 }
 
 impl Client {
+    /// Whether the dispatcher's store takes what is written; its kind, and how long a commit took.
+    ///
+    /// # Errors
+    /// [`ClientError`]; `api`/`unavailable` with what the database says.
+    pub async fn check_store(&self) -> Result<v1::CheckStoreResponse, ClientError> {
+        self.dispatcher("check_store", &v1::CheckStoreRequest {}, Repeat::Unreceived).await
+    }
+
     /// Asks for a run, and waits for the yes: it is committed in the store.
     ///
     /// # Errors

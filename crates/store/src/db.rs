@@ -62,7 +62,7 @@ fn is_transient_code(code: Option<&str>) -> bool {
 /// One step of a service's schema, for both databases.
 #[derive(Debug, Clone, Copy)]
 pub struct Migration {
-    /// 1, 2, 3 ...; the outbox keeps 1..99 for itself, services begin with 100.
+    /// 1, 2, 3 ...; 1..99 are this crate's own, services begin with 100.
     pub version: i64,
     /// What it does.
     pub name: &'static str,
@@ -71,6 +71,16 @@ pub struct Migration {
     /// The Postgres form.
     pub postgres: &'static str,
 }
+
+/// What [`Db::check_write`] writes: more than the last free page takes.
+const CHECK_BYTES: usize = 64 * 1024;
+
+const CHECK: Migration = Migration {
+    version: 2,
+    name: "check",
+    sqlite: "CREATE TABLE store_check (one INTEGER PRIMARY KEY, bytes BLOB NOT NULL);",
+    postgres: "CREATE TABLE store_check (one INTEGER PRIMARY KEY, bytes BYTEA NOT NULL);",
+};
 
 /// A SQLite file with one writer and several readers.
 #[derive(Debug, Clone)]
@@ -181,6 +191,23 @@ impl Db {
         Ok(())
     }
 
+    /// Whether the store takes what is written, and how long a commit takes: a full disk is still read well.
+    ///
+    /// # Errors
+    /// [`StoreError::Database`].
+    pub async fn check_write(&self) -> Result<Duration, StoreError> {
+        let started = std::time::Instant::now();
+        let sql = "INSERT INTO store_check (one, bytes) VALUES (1, $1) ON CONFLICT (one) DO UPDATE SET bytes = excluded.bytes";
+        // Other bytes than the last time: SQLite writes nothing where nothing changes.
+        let byte = u8::try_from(crate::outbox::now_ms() % 251).unwrap_or_default();
+        let bytes = vec![byte; CHECK_BYTES];
+        match self {
+            Self::Sqlite(sqlite) => sqlx::query(sql).bind(bytes).execute(&sqlite.write).await.map(drop)?,
+            Self::Postgres(pool) => sqlx::query(sql).bind(bytes).execute(pool).await.map(drop)?,
+        }
+        Ok(started.elapsed())
+    }
+
     /// `sqlite` or `postgres`.
     #[must_use]
     pub const fn kind(&self) -> &'static str {
@@ -217,7 +244,7 @@ async fn create_schema(connection: &mut sqlx::PgConnection, schema: &str) -> Res
 }
 
 fn migrator(migrations: &[Migration], form: impl Fn(&Migration) -> &'static str) -> Migrator {
-    let steps = crate::outbox::MIGRATIONS.iter().chain(migrations).map(|migration| {
+    let steps = crate::outbox::MIGRATIONS.iter().chain([&CHECK]).chain(migrations).map(|migration| {
         sqlx::migrate::Migration::new(
             migration.version,
             Cow::Borrowed(migration.name),

@@ -79,6 +79,7 @@ pub async fn serve(shared: &Shared) -> Result<Service, BusError> {
         api "retry_run" => retry_run,
         api "list_events" => list_events,
         api "list_deadlines" => list_deadlines,
+        api "check_store" => check_store,
         api "create_task" => create_task,
         api "update_task" => update_task,
         api "get_task" => get_task,
@@ -325,6 +326,15 @@ async fn list_events(shared: &Dispatcher, request: v1::ListEventsRequest) -> Res
     let has_more = events.len() > page.limit as usize;
     events.truncate(page.limit as usize);
     Ok(v1::ListEventsResponse { events, has_more })
+}
+
+async fn check_store(shared: &Dispatcher, _: v1::CheckStoreRequest) -> Result<v1::CheckStoreResponse, Error> {
+    let db = shared.store.db();
+    let took = db.check_write().await.map_err(|error| ErrorCode::API_UNAVAILABLE.with(error.to_string()))?;
+    Ok(v1::CheckStoreResponse {
+        kind: db.kind().to_owned(),
+        commit_us: took.as_micros().try_into().unwrap_or(u32::MAX),
+    })
 }
 
 fn armed_run(run: &Run) -> v1::ArmedRun {
