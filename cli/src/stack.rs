@@ -19,6 +19,8 @@ pub(crate) struct StackConfig {
     pub(crate) nats_url: String,
     pub(crate) prefix: String,
     pub(crate) store: String,
+    /// What seals secrets; none: as the environment says, or beside the SQLite files.
+    pub(crate) master_key: Option<String>,
 }
 
 /// A runner for programs beside the services.
@@ -59,7 +61,11 @@ impl Stack {
         let mut dispatcher: errand_dispatcher::config::Config = parsed(&with_store)?;
         let mut pool: errand_session_pool::config::Config = parsed(&with_store)?;
         let mut watcher: errand_timeout_watcher::Config = parsed(&without)?;
-        let mut notifier: errand_notifier::Config = parsed(&without)?;
+        let mut notifier: errand_notifier::Config = parsed(&with_store)?;
+        if let Some(key) = &config.master_key {
+            notifier.master_key = Some(key.parse()?);
+            notifier.master_key_file = None;
+        }
         // One address cannot serve the health of many.
         let nowhere: Option<SocketAddr> = None;
         dispatcher.kit.health_listen = nowhere;

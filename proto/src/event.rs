@@ -8,6 +8,35 @@ use errand_core::{Error, ErrorCode, EventId, TaskId, Tenant, Timestamp, limits};
 use crate::v1;
 use crate::wire::id;
 
+/// Every type of event there is: CONTRACT section 4.
+pub const TYPES: &[&str] = &[
+    "task_run.queued",
+    "task_run.running",
+    "task_run.interaction_required",
+    "task_run.review_required",
+    "task_run.completed",
+    "task_run.failed",
+    "task_run.canceling",
+    "task_run.canceled",
+    "session.queued",
+    "session.running",
+    "session.idle",
+    "session.completing",
+    "session.completed",
+    "session.failed",
+    "task.created",
+    "task.updated",
+    "task.deleted",
+    "credential.created",
+    "credential.unverified",
+    "credential.verified",
+    "credential.invalid",
+    "credential.deleted",
+    "storage.created",
+    "event_destination.activated",
+    "event_destination.deactivated",
+];
+
 /// How a request names a task: by id, or `name:<its name>`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum TaskRef {

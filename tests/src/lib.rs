@@ -20,5 +20,5 @@ pub use nix::sys::signal::Signal;
 pub use postgres::Postgres;
 pub use process::Child;
 pub use service::{Service, service};
-pub use stack::{Role, Stack, StoreKind};
+pub use stack::{MASTER_KEY, Role, Stack, StoreKind};
 pub use wait::{eventually, pick_port};

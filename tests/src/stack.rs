@@ -16,6 +16,9 @@ use crate::{Broker, Postgres, Service};
 /// How long anything may take to start.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// What seals secrets in Postgres: in a test they are nobody's. (With SQLite the services make their own.)
+pub const MASTER_KEY: &str = "dGhlIG1hc3RlciBrZXkgb2YgYWxsIHRoZSB0ZXN0cyE=";
+
 /// Where services keep their state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StoreKind {
@@ -68,7 +71,7 @@ impl Role {
     }
 
     const fn has_store(self) -> bool {
-        matches!(self, Self::Dispatcher | Self::SessionPool)
+        matches!(self, Self::Dispatcher | Self::SessionPool | Self::Notifier)
     }
 }
 
@@ -145,6 +148,9 @@ impl Stack {
         let mut args = vec!["--nats-url", &url, "--prefix", &self.prefix];
         if role.has_store() {
             args.extend(["--store", &self.store]);
+        }
+        if role == Role::Notifier && self.store.starts_with("postgres") {
+            args.extend(["--master-key", MASTER_KEY]);
         }
         args.extend(more);
         let service = Service::spawn(role.binary(), &args, &[]);

@@ -133,7 +133,8 @@ impl Dev {
             Some(store) => store.clone(),
             None => format!("sqlite://{}", config.data.join("store").display()),
         };
-        let services = StackConfig { nats_url: broker.url.clone(), prefix: config.prefix.clone(), store };
+        let (nats_url, prefix) = (broker.url.clone(), config.prefix.clone());
+        let services = StackConfig { nats_url, prefix, store, master_key: None };
         let stack = Stack::start(&services)?;
         Ok(Self { broker, bus, stack, services, config, _lock: lock })
     }

@@ -63,6 +63,24 @@ pub async fn follow(
     Ok(deliveries.boxed())
 }
 
+/// How many messages wait there for a follower that begins now: 0 says that it would have nothing to read.
+///
+/// # Errors
+/// As [`follow`].
+pub async fn waiting(bus: &Bus, filter: String, from: FollowFrom) -> Result<u64, BusError> {
+    let mut follower = Follower {
+        bus: bus.clone(),
+        name: StreamKind::Event.name(bus.subjects().prefix()),
+        filter,
+        at: At::Start(from),
+        created: None,
+        open: None,
+        connections: bus.connections(),
+    };
+    follower.open().await?;
+    Ok(follower.open.as_ref().map_or(0, |open| open.waiting))
+}
+
 /// How far a follower is.
 #[derive(Debug, Clone, Copy)]
 enum At {
@@ -77,6 +95,8 @@ struct Open {
     consumer: String,
     /// Of the last message: the broker numbers what it sends, so a gap shows.
     number: u64,
+    /// What was there to read when it was opened.
+    waiting: u64,
 }
 
 struct Follower {
@@ -177,7 +197,8 @@ impl Follower {
         let consumer = stream.create_consumer(wanted).await.map_err(|error| BusError::consumer(&self.name, &error))?;
         let messages = consumer.stream().max_messages_per_batch(BATCH).heartbeat(HEARTBEAT).expires(HEARTBEAT * 6);
         let messages = messages.messages().await.map_err(|error| failed(error.to_string()))?;
-        self.open = Some(Open { messages, consumer: consumer.cached_info().name.clone(), number: 0 });
+        let info = consumer.cached_info();
+        self.open = Some(Open { messages, consumer: info.name.clone(), number: 0, waiting: info.num_pending });
         Ok(())
     }
 

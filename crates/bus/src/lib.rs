@@ -19,7 +19,7 @@ pub use batch::{Courier, recv_batch};
 pub use connection::{Bus, BusConfig, BusError, Incoming, RequestError, StoredMessage, StreamAck};
 pub use consume::{ConsumerConfig, consume};
 pub use delivery::{Delivery, Verdict};
-pub use follow::{FollowFrom, follow};
+pub use follow::{FollowFrom, follow, waiting};
 pub use in_order::{InOrderConfig, consume_in_order};
 pub use service::{Service, ServiceBuilder};
 pub use streams::{EventStreamState, StreamKind};

@@ -1,4 +1,5 @@
-//! A typed client over NATS: submit, get, cancel, answer, review and watch runs; tasks, sessions, runners, events.
+//! A typed client over NATS: submit, get, cancel, answer, review and watch runs; tasks, sessions, runners,
+//! events, destinations.
 //!
 //! Runs are named by the client before they are sent, so that every call that may be repeated can be: a request
 //! whose answer is lost is sent again, and makes one run.
@@ -17,6 +18,7 @@
 //! ```
 
 mod call;
+mod destinations;
 mod events;
 mod pages;
 mod runs;
@@ -32,6 +34,7 @@ use errand_bus::{Bus, BusConfig};
 use errand_core::Tenant;
 
 pub use call::ClientError;
+pub use destinations::{DeliveryFilter, DestinationFilter, NewDestination};
 pub use errand_core::{Error, ErrorCode, RunId};
 pub use errand_proto::v1;
 pub use events::EventFilter;

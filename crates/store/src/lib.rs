@@ -3,6 +3,7 @@
 
 mod db;
 mod outbox;
+pub mod paging;
 mod publisher;
 mod recovery;
 pub mod rows;

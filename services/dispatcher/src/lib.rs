@@ -5,7 +5,6 @@ pub mod catalog;
 pub mod config;
 pub mod effects;
 pub mod engine;
-pub mod paging;
 pub mod run_filter;
 pub mod schema;
 pub mod service;

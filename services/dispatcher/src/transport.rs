@@ -18,11 +18,11 @@ use tokio_util::sync::CancellationToken;
 use crate::catalog::{Catalog, unavailable};
 use crate::effects::Effects;
 use crate::engine::{Done, Handle};
-use crate::paging::{Page, Paging, within_a_message};
 use crate::run_filter::{RunFilter, ids};
 use crate::store::Store;
 use crate::submissions::{Prepared, new_run_id, prepare, run_id_of_message};
 use crate::tasks::Tasks;
+use errand_store::paging::{Page, Paging, within_a_message};
 
 /// Requests of one method that are handled at once.
 const IN_FLIGHT: usize = 2048;

@@ -1,40 +1,141 @@
-//! Owns the tasks: one takes events and tells them on, one says how far that is.
+//! Owns the tasks: events are told on as JSON, taken into queues, and delivered.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use errand_bus::Bus;
 use errand_kit::{Tasks, health};
+use errand_store::Outbox;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
+use crate::catalog::Catalog;
+use crate::channel::Outside;
+use crate::channels::{AllChannels, Channels};
+use crate::claim::ClaimEnd;
 use crate::config::Config;
+use crate::desk::Desk;
+use crate::destination::Vault;
+use crate::events::Events;
 use crate::fan_out::Progress;
-use crate::transport;
+use crate::figures::Figures;
+use crate::hints::Hints;
+use crate::replay::Replays;
+use crate::store::Store;
+use crate::supervisor::Supervisor;
+use crate::switching::Switching;
+use crate::transport::{Intake, Notifier};
+use crate::worker::Shared;
+use crate::{master_key, recorder, sweep, transport};
 
 /// How often the lag is logged, where there is any.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
-
+/// How often what is old is deleted.
+const SWEEP_EVERY: Duration = Duration::from_secs(600);
 /// Events that may wait before it is worth a warning: a third of a second's at full load.
 const MUCH: u64 = 10_000;
+/// How long requests may take to be answered at the end.
+const ANSWER: Duration = Duration::from_secs(8);
 
 /// Runs a notifier until shutdown.
 ///
 /// # Errors
-/// Where the broker cannot be reached at start, or a task fails.
+/// Where the broker or the store is not there at start, there is no master key, or a task fails for good.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+    run_with(config, Arc::new(AllChannels::new(Outside::default())), shutdown).await
+}
+
+/// As [`run`], with other types of destinations: for tests.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_with(config: Config, channels: Arc<dyn Channels>, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let settings = config.settings()?;
+    let vault = Vault::new(master_key::keyring(&config)?);
     let bus = config.kit.connect("notifier").await?;
+    bus.ensure_streams().await?;
+    let store = Store::open(&config.store).await?;
+    let (outbox, publisher) = Outbox::open(store.db().clone(), bus.clone()).await?;
+    let me = Uuid::now_v7();
+    let hints = Hints::new(bus.clone(), me);
+    let catalog = Arc::new(Catalog::new(store.clone()));
+    let shared = Arc::new(Shared {
+        store: store.clone(),
+        events: Events::new(store.clone()),
+        channels,
+        vault,
+        figures: Figures::default(),
+        claim_end: ClaimEnd::default(),
+        switching: Switching::new(store.clone(), outbox, hints.clone()),
+        settings,
+    });
     let progress = Arc::new(Mutex::new(Progress::default()));
+    let desk = Desk { shared: Arc::clone(&shared), hints: hints.clone() };
+    let notifier = Arc::new(Notifier { bus: bus.clone(), progress: Arc::clone(&progress), desk });
+
     let mut tasks = Tasks::new(shutdown.clone());
     if let Some(listen) = config.kit.health_listen {
         tasks.spawn("health", health::serve(listen, bus.clone(), shutdown.clone()));
     }
-    let service = transport::serve(&bus, Arc::clone(&progress)).await?;
+    // The publisher stops behind those who give it work.
+    let draining = CancellationToken::new();
+    tasks.spawn("publisher", {
+        let draining = draining.clone();
+        async move { Ok(publisher.run(draining).await?) }
+    });
+    tasks.spawn("hints", hints.clone().listen(shutdown.clone()));
     tasks.spawn("lag", report(bus.clone(), Arc::clone(&progress), shutdown.clone()));
-    let consuming = transport::consume(bus, config.batch, progress, shutdown);
+    let consuming = transport::consume(bus.clone(), config.batch, progress, shutdown.clone());
     tasks.spawn("events", async move { Ok(consuming.await?) });
+    let intake = Intake {
+        subjects: bus.subjects().clone(),
+        store: store.clone(),
+        catalog: Arc::clone(&catalog),
+        hints: hints.clone(),
+    };
+    let taking = transport::take_in(bus.clone(), intake, shutdown.clone());
+    tasks.spawn("intake", async move { Ok(taking.await?) });
+    let kept = Duration::from_secs(u64::from(config.delivery_retention_days) * 24 * 3600);
+    tasks.spawn("sweep", sweep::sweep(store.clone(), SWEEP_EVERY, kept, shutdown.clone()));
+    let replays =
+        Replays { me, bus: bus.clone(), store: store.clone(), catalog: Arc::clone(&catalog), hints: hints.clone() };
+    tasks.spawn("replays", replays.run(shutdown.clone()));
+    let (outcomes, written) = recorder::channel();
+    let claim = config.delivery_claim.0;
+    let supervisor = Supervisor { me, catalog, shared, hints, outcomes, claim };
+    tasks.spawn("deliveries", deliver(supervisor, recorder::run(store.clone(), written), shutdown.clone()));
+    let service = transport::serve(&notifier).await?;
+    drop(notifier);
+    tracing::info!(store = store.db().kind(), broker = bus.broker_version(), "the notifier serves");
+    tasks.spawn("service", async move {
+        shutdown.cancelled().await;
+        service.stop(ANSWER).await;
+        draining.cancel();
+        Ok(())
+    });
     let ended = tasks.join().await;
-    service.stop(Duration::from_secs(1)).await;
+    store.db().close().await;
     ended
+}
+
+/// Workers and the recorder: what workers have done by the end is still written down.
+async fn deliver(
+    supervisor: Supervisor,
+    recording: impl Future<Output = anyhow::Result<()>> + Send + 'static,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let recorder = tokio::spawn(recording);
+    let supervised = supervisor.run(shutdown.clone());
+    tokio::pin!(supervised, recorder);
+    tokio::select! {
+        // The last sender of outcomes is gone with it.
+        ended = &mut supervised => ended?,
+        recorded = &mut recorder => {
+            recorded??;
+            anyhow::bail!("outcomes are written down no more");
+        }
+    }
+    recorder.await?
 }
 
 /// Logs how far behind this notifier is. Of several only one is served, so one that has told nothing on since the

@@ -159,7 +159,9 @@ impl Rig {
                 other => other.to_owned(),
             };
             let durability = Durability::of_store(&store);
-            let config = StackConfig { nats_url: url, prefix: global.prefix.clone(), store };
+            // Our own Postgres ends with the bench, and its secrets too.
+            let master_key = (args.store == "postgres").then(|| errand_seal::new_key().to_string());
+            let config = StackConfig { nats_url: url, prefix: global.prefix.clone(), store, master_key };
             (Some(Stack::start(&config)?), durability)
         };
         // The end of a new id is as good as random.

@@ -12,8 +12,8 @@ use uuid::Uuid;
 use super::Store;
 use super::runs::{key, run_of};
 use super::tasks::task_of;
-use crate::paging::{CHUNK, Place};
 use crate::run_filter::RunFilter;
+use errand_store::paging::{CHUNK, Place};
 
 /// What was read of a list, in order, each with what fits.
 pub(crate) type Scanned<T> = Vec<(Uuid, Option<T>)>;

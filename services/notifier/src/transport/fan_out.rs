@@ -1,15 +1,12 @@
-//! The only place that knows the bus: takes events from the stream, tells them on.
+//! Takes events from the stream, tells them on as JSON.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use errand_bus::{
-    Bus, BusError, Delivery, HeaderMap, InOrderConfig, Service, StreamKind, Verdict, consume_in_order, trace,
-};
-use errand_core::{Error, ErrorCode, Timestamp};
-use errand_proto::v1;
+use errand_bus::{Bus, BusError, Delivery, HeaderMap, InOrderConfig, StreamKind, Verdict, consume_in_order, trace};
 use tokio_util::sync::CancellationToken;
 
+use crate::clock::now;
 use crate::fan_out::{Progress, Telling, telling};
 
 /// By which a subscriber drops duplicates.
@@ -17,11 +14,6 @@ const EVENT_ID: &str = "Errand-Event-Id";
 
 /// How long to wait before a batch is told on again that the broker did not take.
 const AGAIN: Duration = Duration::from_millis(500);
-
-fn now() -> Timestamp {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Timestamp(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
-}
 
 /// Publishes one event; it may still be on its way out.
 async fn publish(bus: &Bus, told: Telling) -> Result<(), BusError> {
@@ -96,33 +88,4 @@ async fn publish_all(bus: &Bus, told: Vec<Telling>) -> Result<(), BusError> {
 
 fn note(progress: &Mutex<Progress>, change: impl FnOnce(&mut Progress)) {
     change(&mut progress.lock().unwrap_or_else(PoisonError::into_inner));
-}
-
-/// Answers what people ask of the notifier.
-pub(crate) async fn serve(bus: &Bus, progress: Arc<Mutex<Progress>>) -> Result<Service, BusError> {
-    let subject = bus.subjects().api("notifier", "status");
-    let asked = bus.clone();
-    let status = move |_: v1::NotifierStatusRequest| status(asked.clone(), Arc::clone(&progress));
-    Service::builder(bus, "notifier", "Tells every event on as JSON")
-        .endpoint("status", subject, 16, status)
-        .start()
-        .await
-}
-
-async fn status(bus: Bus, progress: Arc<Mutex<Progress>>) -> Result<v1::NotifierStatusResponse, Error> {
-    let last = last_sequence(&bus).await.map_err(|error| ErrorCode::API_UNAVAILABLE.with(error.to_string()))?;
-    let progress = *progress.lock().unwrap_or_else(PoisonError::into_inner);
-    Ok(v1::NotifierStatusResponse {
-        published: progress.published,
-        redelivered: progress.redelivered,
-        dead_letters: progress.dead_letters,
-        stream_sequence: progress.stream_sequence,
-        last_stream_sequence: last,
-        lag_ms: progress.lag_ms,
-    })
-}
-
-/// The last place in the event stream.
-pub(crate) async fn last_sequence(bus: &Bus) -> Result<u64, BusError> {
-    Ok(bus.event_stream_state().await?.last_sequence)
 }
