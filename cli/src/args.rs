@@ -1,5 +1,7 @@
 //! The arguments of every command.
 
+pub(crate) mod destinations;
+
 use std::path::PathBuf;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -78,6 +80,10 @@ pub(crate) enum Command {
     Review(ReviewArgs),
     /// Events: what happened, and what happens
     Events(EventsArgs),
+    /// Event destinations: where events are pushed
+    Destinations(destinations::DestinationsArgs),
+    /// Event deliveries: what became of each push
+    Deliveries(destinations::DeliveriesArgs),
     /// Sessions: where runs execute
     Sessions(SessionsArgs),
     /// Runners: what hosts the sessions
@@ -489,7 +495,7 @@ mod tests {
     fn values_are_checked_where_they_are_given() {
         let parse = |args: &[&str]| Cli::try_parse_from([&["errand"], args].concat()).map(|_| ());
         let text = |args: &[&str]| parse(args).unwrap_err().to_string().lines().next().unwrap_or_default().to_owned();
-        let wrong: [&[&str]; 7] = [
+        let wrong: [&[&str]; 9] = [
             &["runs", "get", "trun_1"],
             &["runs", "list", "--status", "finished"],
             &["runs", "list", "--after", "yesterday"],
@@ -497,6 +503,8 @@ mod tests {
             &["review", "trun_01h455vb4pex5vsknk084sn02q", "maybe"],
             &["bench", "--batch", "501"],
             &["agents", "--tenant", "A.B"],
+            &["destinations", "get", "evtd_1"],
+            &["deliveries", "list", "evtd_01h455vb4pex5vsknk084sn02q", "--status", "lost"],
         ];
         insta::assert_snapshot!("wrong_usage", wrong.iter().map(|args| text(args)).collect::<Vec<_>>().join("\n"));
         assert!(parse(&["runs", "list", "--status", "failed", "--after", "2026-05-01T00:00:00Z"]).is_ok());

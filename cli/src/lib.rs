@@ -67,6 +67,8 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Interact(args) => commands::interact::run(args, &connect(&global).await?, out).await,
         Command::Review(args) => commands::review::run(args, &connect(&global).await?, out).await,
         Command::Events(args) => commands::events::run(args, &connect(&global).await?, out).await,
+        Command::Destinations(args) => commands::destinations::run(args, &connect(&global).await?, out).await,
+        Command::Deliveries(args) => commands::deliveries::run(args, &connect(&global).await?, out).await,
         Command::Sessions(args) => commands::sessions::run(args, &connect(&global).await?, out).await,
         Command::Runners(args) => commands::runners::run(args, &connect(&global).await?, out).await,
         Command::Agents => commands::agents::run(&connect(&global).await?, out).await,
