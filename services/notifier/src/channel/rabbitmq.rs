@@ -3,6 +3,7 @@
 mod outlet;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_compat::CompatExt;
 use async_rs::TokioRuntime;
@@ -23,6 +24,8 @@ use super::guard::CONNECT;
 use super::template::Template;
 use super::{Channel, Failure, Message, Outside, Receipt};
 
+use outlet::Cut;
+
 /// AMQP's short strings hold 255 bytes; what placeholders come to has to fit as well.
 const MAX_NAME: usize = 200;
 /// What a routing key may come to.
@@ -34,6 +37,8 @@ const PORT: u16 = 5672;
 const TLS_PORT: u16 = 5671;
 /// What AMQP calls a message that is written to disk.
 const PERSISTENT: u8 = 2;
+/// How long a server may take to say goodbye.
+const GOODBYE: Duration = Duration::from_secs(1);
 /// A server that says nothing for so long is gone.
 const HEARTBEAT_SECONDS: u16 = 15;
 
@@ -92,10 +97,24 @@ fn plain_host(host: &Host) -> String {
     }
 }
 
-/// A connection and its one channel. Many messages can be under way on it. Dropped, both are closed in an orderly way.
+/// A connection and its one channel. Many messages can be under way on it.
 struct Link {
     connection: Connection,
     channel: lapin::Channel,
+    cut: Option<Cut>,
+}
+
+impl Drop for Link {
+    /// lapin says goodbye; then it is over, whether the server has answered or not.
+    fn drop(&mut self) {
+        let cut = self.cut.take();
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                tokio::time::sleep(GOODBYE).await;
+                drop(cut);
+            });
+        }
+    }
 }
 
 impl Link {
@@ -132,6 +151,7 @@ impl Rabbit {
     async fn connect(&self) -> Result<Link, Failure> {
         // Here rather than in lapin's hands: what the guard says is told as it says it.
         let stream = outlet::connect(&self.outside, &self.config).await?;
+        let (stream, cut) = outlet::with_cut(stream).map_err(|error| Failure::new(error.to_string()))?;
         let stream = std::sync::Mutex::new(Some(stream));
         // lapin asks again to reconnect, which is not its business here.
         let hand_over = async move |_: AMQPUri, _: TokioRuntime| {
@@ -144,7 +164,7 @@ impl Rabbit {
         let connection = Connection::connector(self.uri(), runtime, hand_over, properties).await.map_err(failure)?;
         let channel = connection.create_channel().await.map_err(failure)?;
         channel.confirm_select(ConfirmSelectOptions::default()).await.map_err(failure)?;
-        Ok(Link { connection, channel })
+        Ok(Link { connection, channel, cut: Some(cut) })
     }
 
     fn uri(&self) -> AMQPUri {

@@ -13,6 +13,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Connection, ConnectionProperties, ExchangeKind};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::io::AsyncReadExt;
 
 use crate::helper::{PATIENCE, TRACEPARENT, local, message, open, project};
 use crate::keys;
@@ -210,4 +211,22 @@ async fn after_a_restart(rabbit: &mut Rabbit) {
     channel.send(&message()).await.unwrap_err();
     rabbit.launch().await;
     eventually("the queue is reached again", PATIENCE, async || channel.send(&message()).await.ok()).await;
+}
+
+/// Who says nothing, or nothing of AMQP, costs one attempt and leaves nothing behind.
+#[tokio::test]
+async fn a_server_that_says_nothing_is_hung_up_on() {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let json = json!({"host": "127.0.0.1", "port": port, "username": "me", "password": "hush"});
+    let channel = open("rabbitmq", &json, &local());
+    let until_hung_up = async {
+        let (mut stream, _) = silent.accept().await.unwrap();
+        let mut seen = Vec::new();
+        tokio::time::timeout(PATIENCE, stream.read_to_end(&mut seen)).await.expect("it hangs up").unwrap();
+        assert!(seen.starts_with(b"AMQP"), "{seen:?}");
+    };
+    let message = message();
+    let (failure, ()) = tokio::join!(channel.send(&message), until_hung_up);
+    assert_eq!(failure.unwrap_err().message, "could not connect in time");
 }

@@ -25,6 +25,8 @@ use super::{Credentials, Sender};
 const PORT: u16 = 4222;
 /// How long the server may take to answer. The caller's own limit is shorter.
 const ANSWER: Duration = Duration::from_secs(10);
+/// How often a server that has nothing to say is asked whether it is there.
+const PING: Duration = Duration::from_secs(10);
 /// Messages that wait in the client.
 const CAPACITY: usize = 64;
 
@@ -109,6 +111,7 @@ impl Foreign {
             .name("errand-notifier")
             .connection_timeout(CONNECT)
             .request_timeout(Some(ANSWER))
+            .ping_interval(PING)
             .client_capacity(CAPACITY)
             .subscription_capacity(CAPACITY)
             .ignore_discovered_servers()

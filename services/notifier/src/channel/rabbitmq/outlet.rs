@@ -1,6 +1,7 @@
 //! The stream that AMQP runs over: connected by the guard, TLS by us.
 
 use std::io;
+use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -11,6 +12,25 @@ use tokio_rustls::TlsConnector;
 
 use super::super::{Failure, Outside};
 use super::Config;
+
+/// Ends the connection when dropped. lapin does not let go of a server that does not answer: neither when who waits for
+/// the connection gives up, nor when it is to be closed.
+#[derive(Debug)]
+pub(super) struct Cut(std::net::TcpStream);
+
+impl Drop for Cut {
+    fn drop(&mut self) {
+        // One that has ended already is no failure.
+        let _ = self.0.shutdown(Shutdown::Both);
+    }
+}
+
+/// The stream, and what cuts it.
+pub(super) fn with_cut(stream: TcpStream) -> io::Result<(TcpStream, Cut)> {
+    let stream = stream.into_std()?;
+    let cut = Cut(stream.try_clone()?);
+    Ok((TcpStream::from_std(stream)?, cut))
+}
 
 /// Connects to where the guard lets it go.
 pub(super) async fn connect(outside: &Outside, config: &Config) -> Result<TcpStream, Failure> {
