@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::channel::OutsideArgs;
 use crate::delivery::{Probing, Schedule};
 use crate::worker::Settings;
 
@@ -42,6 +43,9 @@ pub struct Config {
     /// How long a notifier that has died keeps its destinations from the others.
     #[arg(long, env = "ERRAND_DELIVERY_CLAIM", default_value = "6s")]
     pub delivery_claim: Span,
+    /// Where deliveries may go.
+    #[command(flatten)]
+    pub outside: OutsideArgs,
     /// How long deliveries are kept.
     #[arg(long, env = "ERRAND_DELIVERY_RETENTION_DAYS", default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..))]
     pub delivery_retention_days: u16,

@@ -42,7 +42,10 @@ const ANSWER: Duration = Duration::from_secs(8);
 /// # Errors
 /// Where the broker or the store is not there at start, there is no master key, or a task fails for good.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
-    run_with(config, Arc::new(AllChannels::new(Outside::default())), shutdown).await
+    // A connection of its own: what destinations of type `nats` are sent waits behind nothing else, nor it behind them.
+    let own_broker = config.kit.connect("notifier-deliveries").await?;
+    let outside = Outside::new(&config.outside, Some(own_broker))?;
+    run_with(config, Arc::new(AllChannels::new(outside)), shutdown).await
 }
 
 /// As [`run`], with other types of destinations: for tests.

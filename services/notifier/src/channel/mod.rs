@@ -3,7 +3,28 @@
 //! A channel sends one message and says what became of it. It knows no queue, no retry and no store; whoever calls it
 //! bounds its time and how many are under way.
 
+#[cfg(feature = "aws")]
+mod aws;
+#[cfg(feature = "aws")]
+pub mod aws_kinesis;
+#[cfg(feature = "aws")]
+pub mod aws_s3;
+#[cfg(feature = "aws")]
+pub mod aws_sqs;
+#[cfg(feature = "azure")]
+pub mod azure_servicebus;
 mod config;
+mod fields;
+#[cfg(feature = "gcp")]
+pub mod gcp_pubsub;
+pub mod guard;
+mod http;
+pub mod nats;
+mod outside;
+#[cfg(feature = "rabbitmq")]
+pub mod rabbitmq;
+mod template;
+mod tls;
 pub mod webhook;
 
 use std::time::Duration;
@@ -11,8 +32,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use errand_core::{EventId, Timestamp};
 use futures::future::BoxFuture;
+use time::OffsetDateTime;
 
 pub use config::Config;
+pub use outside::{Outside, OutsideArgs, OutsideError};
 
 /// An event as it goes out. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -37,6 +60,30 @@ pub struct Message {
     pub traceparent: Option<String>,
     /// When this attempt is made: signatures are over it.
     pub now: Timestamp,
+}
+
+impl Message {
+    /// The object and the action of its type.
+    fn kind(&self) -> (&str, &str) {
+        self.event_type.split_once('.').unwrap_or((&self.event_type, ""))
+    }
+
+    /// The trace context, where it is one: it goes into headers.
+    fn traceparent(&self) -> Option<&str> {
+        self.traceparent.as_deref().filter(|text| errand_bus::trace::is_valid(text))
+    }
+
+    /// The day on which it happened, in UTC: `2026-11-24`.
+    fn date(&self) -> String {
+        let day = utc(self.created_at).date();
+        format!("{:04}-{:02}-{:02}", day.year(), u8::from(day.month()), day.day())
+    }
+}
+
+/// A time that is out of the calendar's range counts as 1970.
+fn utc(at: Timestamp) -> OffsetDateTime {
+    let nanos = i128::from(at.0) * 1_000_000;
+    OffsetDateTime::from_unix_timestamp_nanos(nanos).unwrap_or(OffsetDateTime::UNIX_EPOCH)
 }
 
 /// The destination has taken it.
@@ -81,7 +128,3 @@ pub trait Channel: std::fmt::Debug + Send + Sync {
     /// Sends one message. Resolves when the destination has taken it, durably where the type has such an answer.
     fn send<'a>(&'a self, message: &'a Message) -> BoxFuture<'a, Result<Receipt, Failure>>;
 }
-
-/// What all channels share: the networks that may be reached, and the client for those that speak HTTP. Cheap to clone.
-#[derive(Debug, Clone, Default)]
-pub struct Outside {}
