@@ -50,21 +50,27 @@ fn a_destination_is_dead_when_nothing_was_taken_since_a_whole_schedule() {
 #[test]
 fn health_remembers_the_first_failure_and_forgets_at_a_success() {
     let mut health = Health::default();
-    assert!(!health.note(true, NOW));
-    assert!(health.note(false, NOW.plus_millis(5)));
+    assert!(!health.note(true, NOW, false));
+    assert!(health.note(false, NOW.plus_millis(5), false));
     // One that began sooner has come back later.
-    assert!(!health.note(false, NOW));
-    assert_eq!(health, Health { failing_since: Some(NOW), streak: 2 });
-    assert!(health.note(true, NOW) && health == Health::default());
+    assert!(!health.note(false, NOW, true));
+    assert_eq!(health, Health { failing_since: Some(NOW), streak: 2, probes: 1 });
+    assert!(health.note(true, NOW, false) && health == Health::default());
 }
 
 #[test]
 fn probes_come_ever_more_seldom() {
     let probing = Probing::default();
-    let pauses: Vec<Option<u64>> = (9..19).map(|streak| probing.pause(streak).map(|pause| pause.as_secs())).collect();
-    let expected = [None, Some(1), Some(2), Some(4), Some(8), Some(16), Some(32), Some(60), Some(60), Some(60)];
-    assert_eq!(pauses, expected);
-    assert_eq!(probing.pause(u32::MAX), Some(Duration::from_secs(60)));
+    let pause = |streak, probes| {
+        let pause = probing.pause(&Health { failing_since: Some(NOW), streak, probes });
+        pause.map(|pause| pause.as_secs())
+    };
+    assert_eq!((pause(9, 0), pause(10, 0)), (None, Some(1)));
+    // Those that were under way when it began tell nothing new.
+    assert_eq!(pause(42, 0), Some(1));
+    let pauses: Vec<Option<u64>> = (1..8).map(|probes| pause(42, probes)).collect();
+    assert_eq!(pauses, [2, 4, 8, 16, 32, 60, 60].map(Some));
+    assert_eq!(pause(u32::MAX, u32::MAX), Some(60));
 }
 
 #[test]
