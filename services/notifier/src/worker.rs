@@ -328,7 +328,7 @@ impl Worker {
                     return self.pause(LOOK);
                 }
             };
-            let Some(due) = self.window.next() else { return };
+            let Some(due) = self.window.take_next() else { return };
             self.attempts.spawn(attempt(channel, due, probe, time, self.shared.settings.attempt_timeout));
         }
         if !self.shared.claim_end.lasts() {

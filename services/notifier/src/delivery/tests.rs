@@ -102,14 +102,14 @@ fn an_object_that_waits_holds_nobody_else_up() {
     let mut window = Window::new(true);
     let put_off = window.add(vec![due(1, 7, 0, None), due(2, 7, 0, Some(0)), due(3, 8, 0, None)]);
     assert!(put_off.is_empty());
-    let first = window.next().unwrap();
-    assert_eq!((first.position, window.next().unwrap().position), (1, 3));
-    assert!(window.next().is_none(), "the second of an object waits for the first");
+    let first = window.take_next().unwrap();
+    assert_eq!((first.position, window.take_next().unwrap().position), (1, 3));
+    assert!(window.take_next().is_none(), "the second of an object waits for the first");
     window.failed(&first);
-    assert_eq!((window.next().map(|due| due.position), window.waiting()), (None, 0));
+    assert_eq!((window.take_next().map(|due| due.position), window.waiting()), (None, 0));
     // Not written down yet: what the store says of the object is old.
     assert!(window.add(vec![due(1, 7, 0, None), due(2, 7, 0, Some(0))]).is_empty());
-    assert!(window.next().is_none());
+    assert!(window.take_next().is_none());
     window.settled(1, 7);
     // Now the store says when the first is due: whoever came in behind it since is put off.
     assert_eq!(window.add(vec![due(2, 7, 0, Some(50)), due(4, 7, 0, Some(0))]), [(2, 50), (4, 50)]);
@@ -119,7 +119,7 @@ fn an_object_that_waits_holds_nobody_else_up() {
 fn without_order_each_goes_by_itself() {
     let mut window = Window::new(false);
     assert!(window.add(vec![due(1, 7, 0, Some(50)), due(2, 7, 0, Some(0))]).is_empty());
-    let (one, two) = (window.next().unwrap(), window.next().unwrap());
+    let (one, two) = (window.take_next().unwrap(), window.take_next().unwrap());
     window.failed(&one);
     window.finished(&two);
     assert_eq!(window.known(), 2, "neither is written down");
@@ -187,7 +187,7 @@ proptest! {
                     }
                 }
                 2 => {
-                    if let Some(due) = window.next() {
+                    if let Some(due) = window.take_next() {
                         prop_assert!(!queue.rows[&due.position].2);
                         at_work.push(due);
                     }
@@ -199,7 +199,7 @@ proptest! {
                 }
                 4 => {
                     queue.time += number;
-                    at_work.extend(std::iter::from_fn(|| window.next()).take(if step.is_none() { 100 } else { 0 }));
+                    at_work.extend(std::iter::from_fn(|| window.take_next()).take(if step.is_none() { 100 } else { 0 }));
                     let count = if step.is_none() { at_work.len() } else { at_work.len().min(1) };
                     for due in at_work.drain(..count) {
                         window.finished(&due);
