@@ -39,9 +39,10 @@ pub struct InOrderConfig {
 /// The broker's name for those of whom it serves one.
 const GROUP: &str = "in-order";
 /// An instance that has not asked for so long has died; another one is served.
-const PIN: Duration = Duration::from_secs(15);
-const EXPIRES: Duration = Duration::from_secs(6);
-const HEARTBEAT: Duration = Duration::from_secs(2);
+const PIN: Duration = Duration::from_secs(6);
+/// How often it asks, at least.
+const EXPIRES: Duration = Duration::from_secs(2);
+const HEARTBEAT: Duration = Duration::from_secs(1);
 /// How long the batch under way may take at the end.
 const DRAIN: Duration = Duration::from_secs(10);
 /// How long a batch waits whose handler panicked.

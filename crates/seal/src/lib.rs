@@ -138,7 +138,6 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "in a test a panic is the answer")]
 mod tests {
     use proptest::prelude::*;
 

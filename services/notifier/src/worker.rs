@@ -90,6 +90,7 @@ pub struct Orders {
 /// An attempt that was made.
 struct Done {
     due: Due,
+    probe: bool,
     at: Timestamp,
     took: Duration,
     result: Result<Receipt, Failure>,
@@ -252,13 +253,13 @@ impl Worker {
         self.destination = destination;
         self.channel = None;
         // Perhaps it is mended.
-        self.health.streak = 0;
+        (self.health.streak, self.health.probes) = (0, 0);
         self.resume_at = None;
         self.more = true;
     }
 
     fn is_probed(&self) -> bool {
-        self.shared.settings.probing.pause(self.health.streak).is_some()
+        self.shared.settings.probing.pause(&self.health).is_some()
     }
 
     fn pause(&mut self, pause: Duration) {
@@ -316,7 +317,8 @@ impl Worker {
         if self.resume_at.is_some() || self.window.waiting() == 0 {
             return;
         }
-        let limit = if self.is_probed() { 1 } else { self.shared.settings.concurrency };
+        let probe = self.is_probed();
+        let limit = if probe { 1 } else { self.shared.settings.concurrency };
         while self.attempts.len() < limit && self.shared.claim_end.lasts() {
             let time = now();
             let channel = match self.opened(time) {
@@ -326,8 +328,8 @@ impl Worker {
                     return self.pause(LOOK);
                 }
             };
-            let Some(due) = self.window.next() else { return };
-            self.attempts.spawn(attempt(channel, due, time, self.shared.settings.attempt_timeout));
+            let Some(due) = self.window.take_next() else { return };
+            self.attempts.spawn(attempt(channel, due, probe, time, self.shared.settings.attempt_timeout));
         }
         if !self.shared.claim_end.lasts() {
             // The claims may have gone to another one. The supervisor knows more.
@@ -381,10 +383,10 @@ impl Worker {
     }
 
     fn judge(&mut self, done: Done) -> (Outcome, Due, bool) {
-        let Done { due, at, took, result } = done;
+        let Done { due, probe, at, took, result } = done;
         let finished_at = now();
         let (taken, was_probed) = (result.is_ok(), self.is_probed());
-        let health_changed = self.health.note(taken, at);
+        let health_changed = self.health.note(taken, at, probe);
         let log = log_of(&due, at, took, &result);
         let (mut status, mut due_at) = (Status::Delivered, due.due_at);
         if let Err(failure) = &result {
@@ -433,7 +435,7 @@ impl Worker {
     }
 
     fn leave_alone(&mut self, failure: &Failure) {
-        let probing = self.shared.settings.probing.pause(self.health.streak);
+        let probing = self.shared.settings.probing.pause(&self.health);
         if let Some(pause) = probing.max(left_alone(failure)) {
             let until = Instant::now() + pause;
             self.resume_at = Some(self.resume_at.map_or(until, |at| at.max(until)));
@@ -455,13 +457,13 @@ impl Worker {
 }
 
 /// One attempt, which takes no longer than it may, whatever the channel does.
-async fn attempt(channel: Arc<dyn Channel>, due: Due, at: Timestamp, timeout: Duration) -> Done {
+async fn attempt(channel: Arc<dyn Channel>, due: Due, probe: bool, at: Timestamp, timeout: Duration) -> Done {
     let started = Instant::now();
     let result = match due.message.as_deref() {
         Some(message) => send(channel.as_ref(), &Message { now: at, ..message.clone() }, timeout).await,
         None => Err(Failure::new("the event cannot be read any more")),
     };
-    Done { due, at, took: started.elapsed(), result }
+    Done { due, probe, at, took: started.elapsed(), result }
 }
 
 /// Sends one message within a time.

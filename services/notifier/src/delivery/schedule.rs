@@ -61,16 +61,20 @@ pub struct Health {
     pub failing_since: Option<Timestamp>,
     /// How many in a row.
     pub streak: u32,
+    /// Of these: probes.
+    pub probes: u32,
 }
 
 impl Health {
-    /// After an attempt that began at `at`. True where `failing_since` is another one now.
-    pub fn note(&mut self, taken: bool, at: Timestamp) -> bool {
+    /// After an attempt that began at `at`, perhaps as a probe. True where there is a `failing_since` now and was none,
+    /// or the other way round.
+    pub fn note(&mut self, taken: bool, at: Timestamp, probe: bool) -> bool {
         let before = self.failing_since;
         if taken {
             *self = Self::default();
         } else {
             self.streak = self.streak.saturating_add(1);
+            self.probes = self.probes.saturating_add(u32::from(probe));
             self.failing_since = Some(before.map_or(at, |since| since.min(at)));
         }
         self.failing_since.is_some() != before.is_some()
@@ -95,10 +99,11 @@ impl Default for Probing {
 }
 
 impl Probing {
-    /// The pause before the next attempt; none where the destination is not being probed.
+    /// The pause before the next attempt; none where the destination is not being probed. It grows with failed probes
+    /// only: what was under way together fails together, and says no more than one of it.
     #[must_use]
-    pub fn pause(&self, streak: u32) -> Option<Duration> {
-        let doublings = streak.checked_sub(self.after)?;
-        Some(self.first_pause.saturating_mul(1 << doublings.min(16)).min(self.longest_pause))
+    pub fn pause(&self, health: &Health) -> Option<Duration> {
+        let probed = health.streak >= self.after;
+        probed.then(|| self.first_pause.saturating_mul(1 << health.probes.min(16)).min(self.longest_pause))
     }
 }

@@ -50,21 +50,27 @@ fn a_destination_is_dead_when_nothing_was_taken_since_a_whole_schedule() {
 #[test]
 fn health_remembers_the_first_failure_and_forgets_at_a_success() {
     let mut health = Health::default();
-    assert!(!health.note(true, NOW));
-    assert!(health.note(false, NOW.plus_millis(5)));
+    assert!(!health.note(true, NOW, false));
+    assert!(health.note(false, NOW.plus_millis(5), false));
     // One that began sooner has come back later.
-    assert!(!health.note(false, NOW));
-    assert_eq!(health, Health { failing_since: Some(NOW), streak: 2 });
-    assert!(health.note(true, NOW) && health == Health::default());
+    assert!(!health.note(false, NOW, true));
+    assert_eq!(health, Health { failing_since: Some(NOW), streak: 2, probes: 1 });
+    assert!(health.note(true, NOW, false) && health == Health::default());
 }
 
 #[test]
 fn probes_come_ever_more_seldom() {
     let probing = Probing::default();
-    let pauses: Vec<Option<u64>> = (9..19).map(|streak| probing.pause(streak).map(|pause| pause.as_secs())).collect();
-    let expected = [None, Some(1), Some(2), Some(4), Some(8), Some(16), Some(32), Some(60), Some(60), Some(60)];
-    assert_eq!(pauses, expected);
-    assert_eq!(probing.pause(u32::MAX), Some(Duration::from_secs(60)));
+    let pause = |streak, probes| {
+        let pause = probing.pause(&Health { failing_since: Some(NOW), streak, probes });
+        pause.map(|pause| pause.as_secs())
+    };
+    assert_eq!((pause(9, 0), pause(10, 0)), (None, Some(1)));
+    // Those that were under way when it began tell nothing new.
+    assert_eq!(pause(42, 0), Some(1));
+    let pauses: Vec<Option<u64>> = (1..8).map(|probes| pause(42, probes)).collect();
+    assert_eq!(pauses, [2, 4, 8, 16, 32, 60, 60].map(Some));
+    assert_eq!(pause(u32::MAX, u32::MAX), Some(60));
 }
 
 #[test]
@@ -96,14 +102,14 @@ fn an_object_that_waits_holds_nobody_else_up() {
     let mut window = Window::new(true);
     let put_off = window.add(vec![due(1, 7, 0, None), due(2, 7, 0, Some(0)), due(3, 8, 0, None)]);
     assert!(put_off.is_empty());
-    let first = window.next().unwrap();
-    assert_eq!((first.position, window.next().unwrap().position), (1, 3));
-    assert!(window.next().is_none(), "the second of an object waits for the first");
+    let first = window.take_next().unwrap();
+    assert_eq!((first.position, window.take_next().unwrap().position), (1, 3));
+    assert!(window.take_next().is_none(), "the second of an object waits for the first");
     window.failed(&first);
-    assert_eq!((window.next().map(|due| due.position), window.waiting()), (None, 0));
+    assert_eq!((window.take_next().map(|due| due.position), window.waiting()), (None, 0));
     // Not written down yet: what the store says of the object is old.
     assert!(window.add(vec![due(1, 7, 0, None), due(2, 7, 0, Some(0))]).is_empty());
-    assert!(window.next().is_none());
+    assert!(window.take_next().is_none());
     window.settled(1, 7);
     // Now the store says when the first is due: whoever came in behind it since is put off.
     assert_eq!(window.add(vec![due(2, 7, 0, Some(50)), due(4, 7, 0, Some(0))]), [(2, 50), (4, 50)]);
@@ -113,7 +119,7 @@ fn an_object_that_waits_holds_nobody_else_up() {
 fn without_order_each_goes_by_itself() {
     let mut window = Window::new(false);
     assert!(window.add(vec![due(1, 7, 0, Some(50)), due(2, 7, 0, Some(0))]).is_empty());
-    let (one, two) = (window.next().unwrap(), window.next().unwrap());
+    let (one, two) = (window.take_next().unwrap(), window.take_next().unwrap());
     window.failed(&one);
     window.finished(&two);
     assert_eq!(window.known(), 2, "neither is written down");
@@ -181,7 +187,7 @@ proptest! {
                     }
                 }
                 2 => {
-                    if let Some(due) = window.next() {
+                    if let Some(due) = window.take_next() {
                         prop_assert!(!queue.rows[&due.position].2);
                         at_work.push(due);
                     }
@@ -193,7 +199,7 @@ proptest! {
                 }
                 4 => {
                     queue.time += number;
-                    at_work.extend(std::iter::from_fn(|| window.next()).take(if step.is_none() { 100 } else { 0 }));
+                    at_work.extend(std::iter::from_fn(|| window.take_next()).take(if step.is_none() { 100 } else { 0 }));
                     let count = if step.is_none() { at_work.len() } else { at_work.len().min(1) };
                     for due in at_work.drain(..count) {
                         window.finished(&due);

@@ -113,7 +113,7 @@ impl Window {
     }
 
     /// The next that may go out. It is at work until [`Self::finished`] or [`Self::failed`].
-    pub fn next(&mut self) -> Option<Due> {
+    pub fn take_next(&mut self) -> Option<Due> {
         let lane = self.lanes.get_mut(&self.ready.pop_front()?)?;
         let due = lane.waiting.pop_front()?;
         lane.head = Some(due.position);

@@ -101,6 +101,6 @@ fn secrets_are_bound_to_their_destination_and_shown_nowhere() {
     let (now, later) = (Timestamp(10), Timestamp(11));
     assert_eq!(private.secrets(Some(later), now), [secret.clone(), "old".to_owned()]);
     for expired in [None, Some(now)] {
-        assert_eq!(private.secrets(expired, now), [secret.clone()]);
+        assert_eq!(private.secrets(expired, now), std::slice::from_ref(&secret));
     }
 }

@@ -70,6 +70,8 @@ row! {
     }
 }
 
+type WaitingRow = (Vec<u8>, String, i64, i64, Option<i64>);
+
 const SELECT: &str = "SELECT d.position, d.destination, d.origin, d.status, d.attempts, d.due_at, d.created_at,
     d.finished_at, d.log, e.id AS event_id, e.type AS event_type, e.object_id
     FROM delivery d JOIN delivery_event e ON e.number = d.event";
@@ -234,11 +236,11 @@ impl Store {
                                 FROM delivery WHERE status = 0 GROUP BY destination) w ON w.destination = s.number
                    LEFT JOIN delivery f ON f.position = w.first
                    WHERE s.status = 0 OR (s.status = 1 AND w.pending > 0) ORDER BY s.number LIMIT 10000";
-        let rows: Vec<(Vec<u8>, String, i64, i64, Option<i64>)> = match self.db() {
+        let rows: Vec<WaitingRow> = match self.db() {
             Db::Sqlite(sqlite) => sqlx::query_as(sql).fetch_all(&sqlite.read).await?,
             Db::Postgres(pool) => sqlx::query_as(sql).fetch_all(pool).await?,
         };
-        let waiting = |(id, tenant, number, pending, oldest): (Vec<u8>, String, i64, i64, Option<i64>)| {
+        let waiting = |(id, tenant, number, pending, oldest): WaitingRow| {
             Ok(Waiting {
                 destination: DestinationId::from_uuid(uuid(&id)?),
                 tenant,

@@ -35,7 +35,8 @@ pub(crate) async fn take_in(bus: Bus, intake: Intake, shutdown: CancellationToke
         durable: "notifier-destinations",
         stream: StreamKind::Event,
         filters: Vec::new(),
-        ack_wait: Duration::from_secs(10),
+        // How long whoever takes over waits for what its predecessor held, to put it in its place.
+        ack_wait: Duration::from_secs(4),
         max_batch: BATCH,
         // An event is never given up because the store was away; one that cannot be read is a dead letter at once.
         max_attempts: 0,
