@@ -18,6 +18,7 @@
 
 mod call;
 mod events;
+mod keys;
 mod pages;
 mod runs;
 mod sessions;
@@ -35,6 +36,7 @@ pub use call::ClientError;
 pub use errand_core::{Error, ErrorCode, RunId};
 pub use errand_proto::v1;
 pub use events::EventFilter;
+pub use keys::{ApiSecret, NewApiKey, SECRET_PREFIX};
 pub use runs::{NewRun, Published, RunFilter, Wait, run_status};
 pub use timeline::Timeline;
 
