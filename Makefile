@@ -1,4 +1,4 @@
-# The whole developer interface. It needs Rust and Python 3.9 or later; what else it needs goes into .tools/.
+# The whole developer interface. It needs Rust and Python 3.9 or later (3.11 for the tests); what else it needs goes into .tools/.
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 PYTHON := $(CURDIR)/.tools/venv/bin/python
@@ -32,4 +32,5 @@ tools: ## fetch nats-server and nats-py into .tools/ (the others do it by themse
 	@sh tools/setup.sh
 
 tools-test: tools
+	@sh tools/setup.sh test
 	@sh tools/postgres.sh ensure >/dev/null

@@ -6,7 +6,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use errand_core::run::{Decision, RunResult, RunStatus};
 use errand_core::session::SessionStatus;
-use errand_core::{CredentialId, RunId, RunnerId, SessionId, SourceId, Tenant};
+use errand_core::{ApiKeyId, CredentialId, RunId, RunnerId, SessionId, SourceId, Tenant};
 
 /// Runs tasks on scarce compute, and tells everyone what happened.
 #[derive(Debug, Parser)]
@@ -80,6 +80,8 @@ pub(crate) enum Command {
     Events(EventsArgs),
     /// Sessions: where runs execute
     Sessions(SessionsArgs),
+    /// API keys of the HTTP API
+    Keys(KeysArgs),
     /// Runners: what hosts the sessions
     Runners(RunnersArgs),
     /// Agents: the kinds of runner that there are
@@ -105,6 +107,9 @@ pub(crate) struct DevArgs {
     /// Where runs are kept: sqlite://FOLDER or postgres://USER@HOST/DATABASE [default: sqlite in the data folder]
     #[arg(long, value_name = "URL", env = "ERRAND_STORE", hide_env_values = true)]
     pub(crate) store: Option<String>,
+    /// The HTTP API's port on 127.0.0.1; 0: any free one
+    #[arg(long, default_value_t = 8080)]
+    pub(crate) http_port: u16,
     #[command(flatten)]
     pub(crate) nats_server: NatsServerArg,
     /// Sessions of the runner for programs, at the same time
@@ -340,6 +345,32 @@ pub(crate) enum SessionsCommand {
     Get { session: SessionId },
     /// Ends a session; the run in it is canceled
     End { session: SessionId },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct KeysArgs {
+    #[command(subcommand)]
+    pub(crate) command: KeysCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeysCommand {
+    /// Makes a key and shows its secret, once
+    Create {
+        /// What it is for
+        name: String,
+        /// What it may do: runs:read, runs:write, tasks:*, sessions:*, events:read, destinations:*, or admin for
+        /// everything and the runners of all; may be repeated [default: everything of the tenant]
+        #[arg(long, value_name = "SCOPE")]
+        scope: Vec<String>,
+        /// Until when it is valid, RFC 3339 [default: for ever]
+        #[arg(long, value_name = "TIME", value_parser = time_ms)]
+        expires: Option<i64>,
+    },
+    /// Lists the keys, newest first; those that were revoked too
+    List,
+    /// Ends a key: within a second no gateway takes it any more
+    Revoke { key: ApiKeyId },
 }
 
 #[derive(Debug, Args)]

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Parser;
 use errand_kit::Tasks;
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -19,6 +20,16 @@ pub(crate) struct StackConfig {
     pub(crate) nats_url: String,
     pub(crate) prefix: String,
     pub(crate) store: String,
+    /// The gateway; none: none is started.
+    pub(crate) http: Option<HttpConfig>,
+}
+
+/// A gateway beside the services.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct HttpConfig {
+    pub(crate) listen: SocketAddr,
+    /// Requests per tenant in ten seconds; none: as it is shipped, 0: any number.
+    pub(crate) rate_limit: Option<u32>,
 }
 
 /// A runner for programs beside the services.
@@ -34,6 +45,8 @@ pub(crate) struct ExecConfig {
 #[derive(Debug)]
 pub(crate) struct Stack {
     parts: Vec<Part>,
+    /// Tells where the gateway listens, once it does.
+    http: Option<oneshot::Receiver<SocketAddr>>,
 }
 
 #[derive(Debug)]
@@ -66,15 +79,30 @@ impl Stack {
         pool.kit.health_listen = nowhere;
         watcher.kit.health_listen = nowhere;
         notifier.kit.health_listen = nowhere;
-        Ok(Self {
-            parts: vec![Part::start(|tasks, shutdown| {
-                let [a, b, c, d] = std::array::from_fn(|_| shutdown.clone());
-                tasks.spawn("dispatcher", apart(|| errand_dispatcher::service::run(dispatcher, a)));
-                tasks.spawn("session-pool", apart(|| errand_session_pool::service::run(pool, b)));
-                tasks.spawn("timeout-watcher", apart(|| errand_timeout_watcher::run(watcher, c)));
-                tasks.spawn("notifier", apart(|| errand_notifier::run(notifier, d)));
-            })],
-        })
+        let mut parts = vec![Part::start(|tasks, shutdown| {
+            let [a, b, c, d] = std::array::from_fn(|_| shutdown.clone());
+            tasks.spawn("dispatcher", apart(|| errand_dispatcher::service::run(dispatcher, a)));
+            tasks.spawn("session-pool", apart(|| errand_session_pool::service::run(pool, b)));
+            tasks.spawn("timeout-watcher", apart(|| errand_timeout_watcher::run(watcher, c)));
+            tasks.spawn("notifier", apart(|| errand_notifier::run(notifier, d)));
+        })];
+        let http = match config.http {
+            None => None,
+            Some(http) => {
+                let (part, listens) = config.gateway(http)?;
+                // Behind the services, so that it ends before them.
+                parts.push(part);
+                Some(listens)
+            }
+        };
+        Ok(Self { parts, http })
+    }
+
+    /// Where the gateway listens, once it does.
+    pub(crate) async fn http(&mut self) -> anyhow::Result<SocketAddr> {
+        let listens = self.http.take().context("there is no gateway")?;
+        // It says why itself where it ends first.
+        listens.await.context("the gateway did not come up")
     }
 
     /// Starts a runner for programs.
@@ -111,6 +139,23 @@ impl Stack {
 }
 
 impl StackConfig {
+    fn gateway(&self, http: HttpConfig) -> anyhow::Result<(Part, oneshot::Receiver<SocketAddr>)> {
+        let mut gateway: errand_gateway::Config = parsed(&self.arguments(true))?;
+        gateway.kit.health_listen = None;
+        gateway.listen = http.listen;
+        gateway.rate_limit = http.rate_limit.unwrap_or(gateway.rate_limit);
+        let (told, listens) = oneshot::channel();
+        let part = Part::start(|tasks, shutdown| {
+            let shutdown = shutdown.clone();
+            let tell = move |address| {
+                // Whoever asked may have given up.
+                told.send(address).ok();
+            };
+            tasks.spawn("gateway", apart(|| errand_gateway::run_telling(gateway, shutdown, tell)));
+        });
+        Ok((part, listens))
+    }
+
     fn arguments(&self, store: bool) -> Vec<String> {
         let mut arguments =
             ["errand", "--nats-url", &self.nats_url, "--prefix", &self.prefix].map(String::from).to_vec();

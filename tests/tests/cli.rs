@@ -38,7 +38,7 @@ impl Dev {
         let log = data.join("dev.log");
         std::fs::write(&log, "").unwrap();
         let data = data.join("data");
-        let arguments = ["dev", "--json", "--port", "0", "--data", data.to_str().unwrap()];
+        let arguments = ["dev", "--json", "--port", "0", "--http-port", "0", "--data", data.to_str().unwrap()];
         let child = Child::spawn_logged(&mut errand(&arguments), &log);
         let up: Value = eventually("`errand dev` is up", PATIENCE, async || {
             let said = std::fs::read_to_string(&log).unwrap();

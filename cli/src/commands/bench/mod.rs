@@ -159,7 +159,7 @@ impl Rig {
                 other => other.to_owned(),
             };
             let durability = Durability::of_store(&store);
-            let config = StackConfig { nats_url: url, prefix: global.prefix.clone(), store };
+            let config = StackConfig { nats_url: url, prefix: global.prefix.clone(), store, http: None };
             (Some(Stack::start(&config)?), durability)
         };
         // The end of a new id is as good as random.

@@ -59,6 +59,7 @@ pub(crate) async fn run(args: DemoArgs, out: Output) -> anyhow::Result<()> {
         store: args.store.clone(),
         prefix: "errand.v1".to_owned(),
         capacity: 4,
+        http_port: 0,
     })
     .await?;
     let client = Client::new(dev.bus.clone(), "demo".parse()?);
