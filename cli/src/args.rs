@@ -399,7 +399,10 @@ pub(crate) struct DoctorArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct BenchArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<BenchCommand>,
     /// Runs of the loaded part
     #[arg(long, short = 'n', value_name = "N", default_value_t = 20_000)]
     pub(crate) runs: usize,
@@ -424,6 +427,27 @@ pub(crate) struct BenchArgs {
     /// Measures the stack that runs at --nats-url, with a no-op runner of its own
     #[arg(long, conflicts_with = "store")]
     pub(crate) connect: bool,
+    #[command(flatten)]
+    pub(crate) nats_server: NatsServerArg,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BenchCommand {
+    /// Measures the HTTP API: reading runs and making them, over a whole stack
+    Http(BenchHttpArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchHttpArgs {
+    /// Requests of each kind
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 20_000)]
+    pub(crate) requests: usize,
+    /// Connections, each with one request under way
+    #[arg(long, short = 'c', value_name = "N", default_value_t = 64)]
+    pub(crate) connections: usize,
+    /// `sqlite` or `postgres` (in a temporary folder), sqlite://FOLDER or postgres://USER@HOST/DATABASE
+    #[arg(long, value_name = "URL", default_value = "sqlite")]
+    pub(crate) store: String,
     #[command(flatten)]
     pub(crate) nats_server: NatsServerArg,
 }

@@ -12,8 +12,8 @@ use serde_json::json;
 
 use crate::args::{DevArgs, Global};
 use crate::broker::{self, Broker, BrokerConfig};
-use crate::output::Output;
 use crate::commands::dev_key;
+use crate::output::Output;
 use crate::stack::{ExecConfig, HttpConfig, Stack, StackConfig};
 
 /// How long everything may take to be there.

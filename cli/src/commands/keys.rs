@@ -39,9 +39,8 @@ pub(crate) async fn run(args: KeysArgs, client: &Client, out: Output) -> anyhow:
             let keys: Vec<Value> = keys.try_collect().await?;
             out.list(&keys, COLUMNS)
         }
-        KeysCommand::Revoke { key } => out.item(&json::api_key(&client.revoke_api_key(key).await?), |key| {
-            format!("{} is revoked", cell(key, "id"))
-        }),
+        KeysCommand::Revoke { key } => out
+            .item(&json::api_key(&client.revoke_api_key(key).await?), |key| format!("{} is revoked", cell(key, "id"))),
     }
 }
 

@@ -18,6 +18,9 @@ const FORGOTTEN_AFTER: Duration = Duration::from_secs(10);
 /// How long a page may take to come.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// Messages that are read in vain rather than counted.
+const SPARE: u64 = 64;
+
 /// A piece of the event stream.
 #[derive(Debug, Clone)]
 pub struct Slice {
@@ -70,8 +73,9 @@ impl Bus {
         if wanted == 0 {
             return Ok(Slice { deliveries: Vec::new(), more: 0 });
         }
-        let start = self.place_of(filters, beyond + wanted, state.first_sequence.max(1), end).await?;
-        let slice = self.events_from(filters, FollowFrom::Sequence(start), (wanted * 2) as usize).await?;
+        let (start, held) = self.place_of(filters, beyond + wanted, state.first_sequence.max(1), end).await?;
+        let count = usize::try_from(held.saturating_sub(beyond)).unwrap_or(usize::MAX);
+        let slice = self.events_from(filters, FollowFrom::Sequence(start), count).await?;
         let mut deliveries = slice.deliveries;
         deliveries.retain(|delivery| delivery.stream_sequence < end);
         deliveries.reverse();
@@ -80,24 +84,26 @@ impl Bus {
         Ok(Slice { deliveries, more })
     }
 
-    /// A place below `end` from which on there are at least so many messages, and not many more.
-    async fn place_of(&self, filters: &[String], count: u64, first: u64, end: u64) -> Result<u64, BusError> {
+    /// A place below `end` from which on there are at least so many messages, and not many more; and how many.
+    async fn place_of(&self, filters: &[String], count: u64, first: u64, end: u64) -> Result<(u64, u64), BusError> {
         // What is sought is mostly near the end, so steps grow from there; then the last one is halved.
-        let (mut low, mut high, mut step) = (end, end, 128u64);
+        let (mut low, mut held, mut high, mut step) = (end, 0, end, 128u64);
         while low > first {
             low = end.saturating_sub(step).max(first);
-            if self.count_from(filters, low).await? >= count {
+            held = self.count_from(filters, low).await?;
+            if held >= count {
                 break;
             }
             high = low;
             step = step.saturating_mul(8);
         }
-        // Up to as many again are read in vain, which is cheaper than to ask on.
-        while high - low > count.max(64) {
+        // A few more are read in vain, which is cheaper than to ask on.
+        while high - low > SPARE && held - count.min(held) > SPARE {
             let middle = low + (high - low) / 2;
-            if self.count_from(filters, middle).await? >= count { low = middle } else { high = middle }
+            let found = self.count_from(filters, middle).await?;
+            if found >= count { (low, held) = (middle, found) } else { high = middle }
         }
-        Ok(low)
+        Ok((low, held))
     }
 
     async fn count_from(&self, filters: &[String], sequence: u64) -> Result<u64, BusError> {

@@ -19,6 +19,9 @@ use uuid::Uuid;
 use crate::answer::{Failure, Payload};
 use crate::service::Gateway;
 
+/// Headers of one request. Bytes, and what is far beyond, are the server's to refuse.
+const MAX_HEADERS: usize = 64;
+const MAX_HEADER_BYTES: usize = 16 * 1024;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The id of the request under way.
@@ -34,6 +37,7 @@ pub async fn seal(State(gateway): State<Arc<Gateway>>, mut request: Request, nex
     let route = request.extensions().get::<MatchedPath>().cloned();
     let origin = gateway.cors.allowed(request.headers());
     let mut response = match gateway.cors.preflight(&method, request.headers(), origin.as_ref()) {
+        _ if too_large(request.headers()) => head_refused(),
         Some(preflight) => preflight,
         None => next.run(request).await,
     };
@@ -43,6 +47,16 @@ pub async fn seal(State(gateway): State<Arc<Gateway>>, mut request: Request, nex
     let route = route.as_ref().map_or("none", MatchedPath::as_str);
     gateway.metrics.request(&method, route, response.status(), started.elapsed());
     response
+}
+
+fn too_large(headers: &HeaderMap) -> bool {
+    let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    headers.len() > MAX_HEADERS || bytes > MAX_HEADER_BYTES
+}
+
+fn head_refused() -> Response {
+    let message = format!("a request may have {MAX_HEADERS} headers of {MAX_HEADER_BYTES} bytes together");
+    Failure::from(ErrorCode::INPUT_INVALID.with(message)).into_response()
 }
 
 /// Writes the body, with the request's id in it; an answer that was given before keeps the id that it had.

@@ -64,7 +64,29 @@ pub fn finish(document: OpenApi) -> anyhow::Result<Bytes> {
     Ok(serde_json::to_vec(&document)?.into())
 }
 
+/// Whose ids begin a page of a list.
+fn listed(path: &str) -> &'static str {
+    match path {
+        "/v2/tasks" => "task",
+        "/v2/task-runs" => "trun",
+        "/v2/sessions" => "sess",
+        "/v2/runners" => "rnr",
+        "/v2/event-destinations" => "evtd",
+        _ if path.ends_with("/deliveries") => "edlv",
+        _ => "evt",
+    }
+}
+
 fn finish_operation(path: &str, method: &str, operation: &mut Value) {
+    // A body that may be absent may not be null.
+    let body = &mut operation["requestBody"]["content"]["application/json"]["schema"];
+    let reference = body["oneOf"].as_array().and_then(|kinds| kinds.iter().find(|kind| kind["$ref"].is_string()));
+    if let Some(reference) = reference.cloned() {
+        *body = reference;
+    }
+    if operation["requestBody"]["content"]["application/json"]["schema"].is_null() {
+        operation.as_object_mut().map(|fields| fields.remove("requestBody"));
+    }
     let id = json!({"description": "The request's id", "schema": {"type": "string"}});
     if let Some(responses) = operation["responses"].as_object_mut() {
         for response in responses.values_mut() {
@@ -137,6 +159,8 @@ fn finish_parameter(path: &str, parameter: &mut Value) {
             schema["items"]["enum"] = json!(["pending", "delivered", "failed"]);
         }
         "event_type" => schema["items"] = json!({"type": "string", "pattern": "^[a-z_]+\\.[a-z_]+$"}),
+        "cursor" | "starting_after" | "ending_before" if path == "/v2/agents" => schema["pattern"] = AGENT.into(),
+        "cursor" | "starting_after" | "ending_before" => schema["pattern"] = pattern(listed(path)).into(),
         "metadata" => {
             schema["additionalProperties"] = json!({"type": "string", "maxLength": 500});
             schema["maxProperties"] = 50.into();

@@ -120,12 +120,8 @@ async fn a_thousand_streams_are_open_at_once() {
         streams.push(api.events("/v2/events?type=task_run.completed", None).await);
     }
     let metrics = api.get("/metrics").await.text;
-    let open: u64 = metrics
-        .lines()
-        .find_map(|line| line.strip_prefix("errand_gateway_streams "))
-        .unwrap()
-        .parse()
-        .unwrap();
+    let open: u64 =
+        metrics.lines().find_map(|line| line.strip_prefix("errand_gateway_streams ")).unwrap().parse().unwrap();
     assert!(open >= 1000, "{open}");
     let run = run(&api, json!([])).await;
     for stream in &mut streams {

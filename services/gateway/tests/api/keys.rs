@@ -77,7 +77,8 @@ async fn nobody_comes_in_without_a_good_key() {
     })
     .await;
     assert!(expired.refuses(401, "api_key_invalid")["errors"][0]["message"].as_str().unwrap().contains("expired"));
-    for (name, scopes, expires) in [("", vec!["admin"], None), ("n", vec![], None), ("n", vec!["colour"], None), ("n", vec!["admin"], Some(1))]
+    for (name, scopes, expires) in
+        [("", vec!["admin"], None), ("n", vec![], None), ("n", vec!["colour"], None), ("n", vec!["admin"], Some(1))]
     {
         let scopes = scopes.into_iter().map(str::to_owned).collect();
         let key = NewApiKey { name: name.into(), scopes, expires_at_ms: expires };

@@ -74,11 +74,16 @@ async fn raw(api: &Api, text: &str) -> String {
 async fn heads_have_limits_and_slow_clients_are_let_go() {
     let gateway = world().gateway(&["--client-timeout-ms", "400"]);
     let api = Api { address: gateway.address, ..world().api().await };
-    let many: String = (0..100).map(|number| format!("x-{number}: y\r\n")).collect();
-    let answer = raw(&api, &format!("GET /healthz HTTP/1.1\r\nhost: a\r\nconnection: close\r\n{many}\r\n")).await;
+    let headers = |count: usize| (0..count).map(|number| format!("x-{number}: y\r\n")).collect::<String>();
+    let head = "GET /healthz HTTP/1.1\r\nhost: a\r\nconnection: close\r\n";
+    let answer = raw(&api, &format!("{head}{}\r\n", headers(70))).await;
+    assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("64 headers"), "{answer}");
+    let answer = raw(&api, &format!("{head}{}\r\n", headers(500))).await;
     assert!(answer.starts_with("HTTP/1.1 431"), "{answer}");
-    let long = "x".repeat(40 * 1024);
-    let answer = raw(&api, &format!("GET /healthz HTTP/1.1\r\nhost: a\r\nx: {long}\r\n\r\n")).await;
+    let long = |kibibytes: usize| "x".repeat(kibibytes * 1024);
+    let answer = raw(&api, &format!("{head}x: {}\r\n\r\n", long(20))).await;
+    assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("64 headers"), "{answer}");
+    let answer = raw(&api, &format!("{head}x: {}\r\n\r\n", long(1024))).await;
     assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431"), "{answer}");
     let started = Instant::now();
     // A head that never ends, and a connection that says nothing.
@@ -124,7 +129,10 @@ async fn browsers_are_told_to_be_careful() {
     let api = Api { address: gateway.address, ..api };
     let ask = [("origin", "https://a.example"), ("access-control-request-method", "POST")];
     let preflight = api.with("").send("OPTIONS", "/v2/tasks", &ask, None).await;
-    assert_eq!((preflight.status, &preflight.headers["access-control-allow-origin"]), (204, &ask[0].1.parse().unwrap()));
+    assert_eq!(
+        (preflight.status, &preflight.headers["access-control-allow-origin"]),
+        (204, &ask[0].1.parse().unwrap())
+    );
     let answer = api.send("GET", "/v2/tasks", &ask[..1], None).await;
     assert_eq!(answer.headers["access-control-allow-origin"], ask[0].1);
     let stranger = api.send("GET", "/v2/tasks", &[("origin", "https://b.example")], None).await;

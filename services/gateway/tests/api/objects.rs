@@ -30,7 +30,8 @@ async fn tasks_are_made_changed_and_deleted(world: &'static World) {
     assert_eq!(api.get(&format!("/v2/tasks/name:{name}")).await.expect(200)["id"], id.as_str());
     let list = api.get("/v2/tasks?agent_id=agt_scripted").await.expect(200);
     assert_eq!((&list["data"][0]["id"], list["data"].as_array().unwrap().len()), (&json!(id), 1));
-    let taken = api.post("/v2/tasks", &json!({"name": name, "agent_id": "agt_scripted"})).await.refuses(400, "input_invalid");
+    let taken =
+        api.post("/v2/tasks", &json!({"name": name, "agent_id": "agt_scripted"})).await.refuses(400, "input_invalid");
     assert_eq!(taken["errors"][0]["field"], "name");
     let deleted = api.send("DELETE", &path, &[], None).await.expect(200);
     assert_eq!(deleted["deleted"], true);
@@ -53,7 +54,10 @@ async fn changes_at_once_lose_nothing() {
         changed.expect(200);
     }
     let task = api.get(&path).await.expect(200);
-    assert_eq!((&task["prompt"], &task["program"], &task["settings"]["review"]), (&json!("p"), &json!(1), &json!(true)));
+    assert_eq!(
+        (&task["prompt"], &task["program"], &task["settings"]["review"]),
+        (&json!("p"), &json!(1), &json!(true))
+    );
     assert_eq!(task["version"], 4);
 }
 
@@ -62,7 +66,10 @@ async fn what_is_connected_shows(world: &'static World) {
     let stuck = run(&api, json!(["stuck"])).await;
     let running = reaches(&api, &stuck, "running").await;
     let sessions = api.get("/v2/sessions?status=running&agent_id=agt_scripted").await.expect(200);
-    assert_eq!((&sessions["data"][0]["id"], &sessions["data"][0]["task_run_id"]), (&running["session_id"], &json!(stuck)));
+    assert_eq!(
+        (&sessions["data"][0]["id"], &sessions["data"][0]["task_run_id"]),
+        (&running["session_id"], &json!(stuck))
+    );
     let runners = api.get("/v2/runners").await.expect(200);
     let runner = &runners["data"][0];
     assert_eq!((&runner["object"], &runner["agent_id"]), (&json!("runner"), &json!("agt_scripted")));
@@ -113,11 +120,12 @@ async fn events_are_listed_newest_first(world: &'static World) {
     }
     let of_runs: Vec<_> =
         whole.iter().filter(|event| event["type"].as_str().unwrap().starts_with("task_run.")).cloned().collect();
-    assert_eq!(pages, of_runs);
+    let ids = |events: &[serde_json::Value]| events.iter().map(|event| event["id"].clone()).collect::<Vec<_>>();
+    assert_eq!(ids(&pages), ids(&of_runs));
     assert_eq!(of_runs.len(), 18);
     let before = of_runs[4]["id"].as_str().unwrap();
     let newer = api.get(&format!("/v2/events?limit=4&type=task_run.*&ending_before={before}")).await.expect(200);
-    assert_eq!(newer["data"].as_array().unwrap().as_slice(), &of_runs[..4]);
+    assert_eq!(ids(newer["data"].as_array().unwrap()), ids(&of_runs[..4]));
     api.get("/v2/events?cursor=nonsense").await.refuses(400, "cursor_invalid");
     // Another tenant's event is no place in this list.
     let strange = other.get("/v2/events?limit=1").await.expect(200)["data"][0]["id"].as_str().unwrap().to_owned();

@@ -118,10 +118,11 @@ async fn a_service_that_hangs_is_told_and_its_request_can_be_repeated() {
     let made = keyed(&api, "POST", &path, "order-1", &json!({})).await.expect(201);
     assert_eq!(count(&api).await, 1, "{made}");
     stack.broker.stop();
-    let answer = errand_tests::eventually("the broker's end is noticed", std::time::Duration::from_secs(10), async || {
-        Some(api.get("/v2/task-runs").await).filter(|answer| answer.status == 503)
-    })
-    .await;
+    let answer =
+        errand_tests::eventually("the broker's end is noticed", std::time::Duration::from_secs(10), async || {
+            Some(api.get("/v2/task-runs").await).filter(|answer| answer.status == 503)
+        })
+        .await;
     answer.refuses(503, "unavailable");
     assert_eq!((api.get("/healthz").await.status, api.get("/readyz").await.status), (200, 503));
     shutdown.cancel();

@@ -20,13 +20,17 @@ async fn a_run_goes_its_way_over_http(world: &'static World) {
     assert_eq!((&made["metadata"]["order"], &made["priority"]), (&json!("4711"), &json!(3)));
     let id = made["id"].as_str().unwrap();
     let ended = api.get(&format!("/v2/task-runs/{id}/wait?timeout=60")).await.expect(200);
-    assert_eq!((&ended["status"], &ended["result"], &ended["output"]), (&json!("completed"), &json!("success"), &json!(7)));
+    assert_eq!(
+        (&ended["status"], &ended["result"], &ended["output"]),
+        (&json!("completed"), &json!("success"), &json!(7))
+    );
     assert!(ended.get("input").is_none() && ended.get("events").is_none());
 
     let all = api.get(&format!("/v2/task-runs/{id}?include=input,events,storage,screenshots")).await.expect(200);
     assert_eq!(all["input"], body["input"]);
     assert_eq!((&all["storage"], &all["artifacts"]["screenshots"]), (&json!([]), &json!([])));
-    let types: Vec<&str> = all["events"].as_array().unwrap().iter().map(|event| event["type"].as_str().unwrap()).collect();
+    let types: Vec<&str> =
+        all["events"].as_array().unwrap().iter().map(|event| event["type"].as_str().unwrap()).collect();
     assert_eq!(types, ["task_run.queued", "task_run.running", "task_run.completed"]);
     let page = api.get(&format!("/v2/task-runs/{id}/events?limit=2")).await.expect(200);
     assert_eq!((&page["data"][0]["type"], &page["has_more"]), (&json!("task_run.completed"), &json!(true)));
@@ -155,10 +159,9 @@ async fn what_does_not_fit_is_named(world: &'static World) {
     }
     assert!(api.get("/v2/task-runs").await.expect(200)["data"].as_array().unwrap().is_empty());
     api.send("POST", &path, &[], Some("{".into())).await.refuses(400, "body_invalid");
-    for (query, code, field) in [
-        ("include=colour", "include_invalid", "include"),
-        ("colour=1", "field_unknown", "colour"),
-    ] {
+    for (query, code, field) in
+        [("include=colour", "include_invalid", "include"), ("colour=1", "field_unknown", "colour")]
+    {
         let some = "trun_01h455vb4pex5vsknk084sn02q";
         let refused = api.get(&format!("/v2/task-runs/{some}?{query}")).await.refuses(400, code);
         assert_eq!(refused["errors"][0]["field"], field);

@@ -98,7 +98,8 @@ impl Api {
                 request = request.header(*name, *value);
             }
             let request = request.body(Full::new(body.unwrap_or_default())).expect("a request");
-            let response = sender.send_request(request).await.unwrap_or_else(|error| panic!("{method} {path}: {error}"));
+            let response =
+                sender.send_request(request).await.unwrap_or_else(|error| panic!("{method} {path}: {error}"));
             // The connection lives as long as its sender and its body.
             std::mem::drop(sender);
             response
