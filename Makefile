@@ -1,4 +1,5 @@
-# The whole developer interface. It needs Rust and Python 3.9 or later; what else it needs goes into .tools/.
+# The whole developer interface. It needs Rust and Python 3.9 or later (the tests 3.11, and Node.js 18); what else it
+# needs goes into .tools/.
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 PYTHON := $(CURDIR)/.tools/venv/bin/python

@@ -8,7 +8,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use errand_core::run::{Decision, RunResult, RunStatus};
 use errand_core::session::SessionStatus;
-use errand_core::{CredentialId, RunId, RunnerId, SessionId, SourceId, Tenant};
+use errand_core::{ApiKeyId, CredentialId, RunId, RunnerId, SessionId, SourceId, Tenant};
 
 /// Runs tasks on scarce compute, and tells everyone what happened.
 #[derive(Debug, Parser)]
@@ -86,6 +86,8 @@ pub(crate) enum Command {
     Deliveries(destinations::DeliveriesArgs),
     /// Sessions: where runs execute
     Sessions(SessionsArgs),
+    /// API keys of the HTTP API
+    Keys(KeysArgs),
     /// Runners: what hosts the sessions
     Runners(RunnersArgs),
     /// Agents: the kinds of runner that there are
@@ -111,6 +113,9 @@ pub(crate) struct DevArgs {
     /// Where runs are kept: sqlite://FOLDER or postgres://USER@HOST/DATABASE [default: sqlite in the data folder]
     #[arg(long, value_name = "URL", env = "ERRAND_STORE", hide_env_values = true)]
     pub(crate) store: Option<String>,
+    /// The HTTP API's port on 127.0.0.1; 0: any free one
+    #[arg(long, default_value_t = 8080)]
+    pub(crate) http_port: u16,
     #[command(flatten)]
     pub(crate) nats_server: NatsServerArg,
     /// Sessions of the runner for programs, at the same time
@@ -349,6 +354,32 @@ pub(crate) enum SessionsCommand {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct KeysArgs {
+    #[command(subcommand)]
+    pub(crate) command: KeysCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeysCommand {
+    /// Makes a key and shows its secret, once
+    Create {
+        /// What it is for
+        name: String,
+        /// What it may do: runs:read, runs:write, tasks:*, sessions:*, events:read, destinations:*, or admin for
+        /// everything and the runners of all; may be repeated [default: everything of the tenant]
+        #[arg(long, value_name = "SCOPE")]
+        scope: Vec<String>,
+        /// Until when it is valid, RFC 3339 [default: for ever]
+        #[arg(long, value_name = "TIME", value_parser = time_ms)]
+        expires: Option<i64>,
+    },
+    /// Lists the keys, newest first; those that were revoked too
+    List,
+    /// Ends a key: within a second no gateway takes it any more
+    Revoke { key: ApiKeyId },
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct RunnersArgs {
     #[command(subcommand)]
     pub(crate) command: RunnersCommand,
@@ -374,7 +405,10 @@ pub(crate) struct DoctorArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct BenchArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<BenchCommand>,
     /// Runs of the loaded part
     #[arg(long, short = 'n', value_name = "N", default_value_t = 20_000)]
     pub(crate) runs: usize,
@@ -403,12 +437,56 @@ pub(crate) struct BenchArgs {
     pub(crate) nats_server: NatsServerArg,
 }
 
+#[derive(Debug, Subcommand)]
+pub(crate) enum BenchCommand {
+    /// Measures the HTTP API: reading runs and making them, over a whole stack
+    Http(BenchHttpArgs),
+    /// Measures the notifier: webhooks to receivers in this process, alone and beside bad ones
+    Notifier(BenchNotifierArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchNotifierArgs {
+    /// Events that are published at once
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 5_000, value_parser = clap::value_parser!(u32).range(10..=1_000_000))]
+    pub(crate) events: u32,
+    /// Events of each part that is paced
+    #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(10..=1_000_000))]
+    pub(crate) paced_events: u32,
+    /// Events a second in the parts that are paced
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) rate: u32,
+    /// `sqlite` or `postgres` (in a temporary folder), sqlite://FOLDER or postgres://USER@HOST/DATABASE
+    #[arg(long, value_name = "URL", default_value = "sqlite")]
+    pub(crate) store: String,
+    #[command(flatten)]
+    pub(crate) nats_server: NatsServerArg,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchHttpArgs {
+    /// Requests of each kind
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 20_000)]
+    pub(crate) requests: usize,
+    /// Connections, each with one request under way
+    #[arg(long, short = 'c', value_name = "N", default_value_t = 64)]
+    pub(crate) connections: usize,
+    /// `sqlite` or `postgres` (in a temporary folder), sqlite://FOLDER or postgres://USER@HOST/DATABASE
+    #[arg(long, value_name = "URL", default_value = "sqlite")]
+    pub(crate) store: String,
+    #[command(flatten)]
+    pub(crate) nats_server: NatsServerArg,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct DemoArgs {
     /// The folder of the portal
     #[arg(long, value_name = "FOLDER", default_value = "examples/portal")]
     pub(crate) portal: PathBuf,
-    /// Python 3, which the portal and its agent are written in
+    /// The receiver of webhooks
+    #[arg(long, value_name = "FILE", default_value = "examples/webhooks/receiver.py")]
+    pub(crate) receiver: PathBuf,
+    /// Python 3, which the portal, its agent and the receiver are written in
     #[arg(long, value_name = "FILE", default_value = "python3")]
     pub(crate) python: PathBuf,
     /// Where runs are kept [default: sqlite in a temporary folder]

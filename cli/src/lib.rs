@@ -70,6 +70,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Destinations(args) => commands::destinations::run(args, &connect(&global).await?, out).await,
         Command::Deliveries(args) => commands::deliveries::run(args, &connect(&global).await?, out).await,
         Command::Sessions(args) => commands::sessions::run(args, &connect(&global).await?, out).await,
+        Command::Keys(args) => commands::keys::run(args, &connect(&global).await?, out).await,
         Command::Runners(args) => commands::runners::run(args, &connect(&global).await?, out).await,
         Command::Agents => commands::agents::run(&connect(&global).await?, out).await,
     }

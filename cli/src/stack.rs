@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Parser;
 use errand_kit::Tasks;
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -21,6 +22,16 @@ pub(crate) struct StackConfig {
     pub(crate) store: String,
     /// What seals secrets; none: as the environment says, or beside the SQLite files.
     pub(crate) master_key: Option<String>,
+    /// The gateway; none: none is started.
+    pub(crate) http: Option<HttpConfig>,
+}
+
+/// A gateway beside the services.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct HttpConfig {
+    pub(crate) listen: SocketAddr,
+    /// Requests per tenant in ten seconds; none: as it is shipped, 0: any number.
+    pub(crate) rate_limit: Option<u32>,
 }
 
 /// A runner for programs beside the services.
@@ -36,6 +47,8 @@ pub(crate) struct ExecConfig {
 #[derive(Debug)]
 pub(crate) struct Stack {
     parts: Vec<Part>,
+    /// Tells where the gateway listens, once it does.
+    http: Option<oneshot::Receiver<SocketAddr>>,
 }
 
 #[derive(Debug)]
@@ -61,26 +74,46 @@ impl Stack {
         let mut dispatcher: errand_dispatcher::config::Config = parsed(&with_store)?;
         let mut pool: errand_session_pool::config::Config = parsed(&with_store)?;
         let mut watcher: errand_timeout_watcher::Config = parsed(&without)?;
-        let mut notifier: errand_notifier::Config = parsed(&with_store)?;
-        if let Some(key) = &config.master_key {
-            notifier.master_key = Some(key.parse()?);
-            notifier.master_key_file = None;
-        }
+        let notifier = config.notifier()?;
         // One address cannot serve the health of many.
         let nowhere: Option<SocketAddr> = None;
         dispatcher.kit.health_listen = nowhere;
         pool.kit.health_listen = nowhere;
         watcher.kit.health_listen = nowhere;
-        notifier.kit.health_listen = nowhere;
-        Ok(Self {
-            parts: vec![Part::start(|tasks, shutdown| {
-                let [a, b, c, d] = std::array::from_fn(|_| shutdown.clone());
-                tasks.spawn("dispatcher", apart(|| errand_dispatcher::service::run(dispatcher, a)));
-                tasks.spawn("session-pool", apart(|| errand_session_pool::service::run(pool, b)));
-                tasks.spawn("timeout-watcher", apart(|| errand_timeout_watcher::run(watcher, c)));
-                tasks.spawn("notifier", apart(|| errand_notifier::run(notifier, d)));
-            })],
-        })
+        let mut parts = vec![Part::start(|tasks, shutdown| {
+            let [a, b, c, d] = std::array::from_fn(|_| shutdown.clone());
+            tasks.spawn("dispatcher", apart(|| errand_dispatcher::service::run(dispatcher, a)));
+            tasks.spawn("session-pool", apart(|| errand_session_pool::service::run(pool, b)));
+            tasks.spawn("timeout-watcher", apart(|| errand_timeout_watcher::run(watcher, c)));
+            tasks.spawn("notifier", apart(|| errand_notifier::run(notifier, d)));
+        })];
+        let http = match config.http {
+            None => None,
+            Some(http) => {
+                let (part, listens) = config.gateway(http)?;
+                // Behind the services, so that it ends before them.
+                parts.push(part);
+                Some(listens)
+            }
+        };
+        Ok(Self { parts, http })
+    }
+
+    /// Starts a notifier alone.
+    pub(crate) fn start_notifier(config: &StackConfig) -> anyhow::Result<Self> {
+        let notifier = config.notifier()?;
+        let part = Part::start(|tasks, shutdown| {
+            let shutdown = shutdown.clone();
+            tasks.spawn("notifier", apart(|| errand_notifier::run(notifier, shutdown)));
+        });
+        Ok(Self { parts: vec![part], http: None })
+    }
+
+    /// Where the gateway listens, once it does.
+    pub(crate) async fn http(&mut self) -> anyhow::Result<SocketAddr> {
+        let listens = self.http.take().context("there is no gateway")?;
+        // It says why itself where it ends first.
+        listens.await.context("the gateway did not come up")
     }
 
     /// Starts a runner for programs.
@@ -117,6 +150,37 @@ impl Stack {
 }
 
 impl StackConfig {
+    fn notifier(&self) -> anyhow::Result<errand_notifier::Config> {
+        let mut notifier: errand_notifier::Config = parsed(&self.arguments(true))?;
+        if let Some(key) = &self.master_key {
+            notifier.master_key = Some(key.parse()?);
+            notifier.master_key_file = None;
+        }
+        // Whoever runs all services in one process has what receives events on the same machine.
+        for loopback in ["127.0.0.0/8", "::1/128"] {
+            notifier.outside.allow_networks.push(loopback.parse()?);
+        }
+        notifier.kit.health_listen = None;
+        Ok(notifier)
+    }
+
+    fn gateway(&self, http: HttpConfig) -> anyhow::Result<(Part, oneshot::Receiver<SocketAddr>)> {
+        let mut gateway: errand_gateway::Config = parsed(&self.arguments(true))?;
+        gateway.kit.health_listen = None;
+        gateway.listen = http.listen;
+        gateway.rate_limit = http.rate_limit.unwrap_or(gateway.rate_limit);
+        let (told, listens) = oneshot::channel();
+        let part = Part::start(|tasks, shutdown| {
+            let shutdown = shutdown.clone();
+            let tell = move |address| {
+                // Whoever asked may have given up.
+                told.send(address).ok();
+            };
+            tasks.spawn("gateway", apart(|| errand_gateway::run_telling(gateway, shutdown, tell)));
+        });
+        Ok((part, listens))
+    }
+
     fn arguments(&self, store: bool) -> Vec<String> {
         let mut arguments =
             ["errand", "--nats-url", &self.nats_url, "--prefix", &self.prefix].map(String::from).to_vec();

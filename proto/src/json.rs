@@ -197,6 +197,36 @@ pub fn runner(runner: &v1::Runner) -> Value {
     })
 }
 
+/// An agent.
+#[must_use]
+pub fn agent(agent: &v1::Agent) -> Value {
+    json!({
+        "id": agent.id,
+        "object": "agent",
+        "runners": agent.runners,
+        "capacity": agent.capacity,
+        "sessions": agent.sessions,
+        "leases": agent.leases,
+        "waiting": agent.waiting,
+    })
+}
+
+/// An API key: what is known of it, which is not its secret.
+#[must_use]
+pub fn api_key(key: &v1::ApiKey) -> Value {
+    json!({
+        "id": key.id,
+        "object": "api_key",
+        "name": key.name,
+        "scopes": key.scopes,
+        "hint": key.hint,
+        "created_at": time(key.created_at_ms),
+        "expires_at": optional_time(key.expires_at_ms),
+        "revoked_at": optional_time(key.revoked_at_ms),
+        "last_used_at": optional_time(key.last_used_at_ms),
+    })
+}
+
 /// An event destination: CONTRACT section 3. What its type needs stands under the type's name.
 #[must_use]
 pub fn destination(destination: &v1::Destination) -> Value {

@@ -31,6 +31,8 @@ fn lines(output: &Output) -> Vec<Value> {
 struct Dev {
     child: Child,
     url: String,
+    http_url: String,
+    api_key: String,
 }
 
 impl Dev {
@@ -38,14 +40,15 @@ impl Dev {
         let log = data.join("dev.log");
         std::fs::write(&log, "").unwrap();
         let data = data.join("data");
-        let arguments = ["dev", "--json", "--port", "0", "--data", data.to_str().unwrap()];
+        let arguments = ["dev", "--json", "--port", "0", "--http-port", "0", "--data", data.to_str().unwrap()];
         let child = Child::spawn_logged(&mut errand(&arguments), &log);
         let up: Value = eventually("`errand dev` is up", PATIENCE, async || {
             let said = std::fs::read_to_string(&log).unwrap();
             said.lines().find_map(|line| serde_json::from_str(line).ok())
         })
         .await;
-        Self { child, url: up["nats_url"].as_str().unwrap().to_owned() }
+        let text = |name: &str| up[name].as_str().unwrap().to_owned();
+        Self { child, url: text("nats_url"), http_url: text("http_url"), api_key: text("api_key") }
     }
 
     fn errand(&self, args: &[&str]) -> Output {
@@ -143,4 +146,41 @@ fn bench_counts_what_it_did_on_sqlite() {
 #[test]
 fn bench_counts_what_it_did_on_postgres() {
     bench_counts("postgres");
+}
+
+/// The walk over HTTP in README, as it stands there.
+#[tokio::test]
+async fn readme_over_http() {
+    let data = folder("http");
+    let dev = Dev::start(data.path()).await;
+    let readme = std::fs::read_to_string(repository().join("README.md")).unwrap();
+    let section = readme.split_once("## Over HTTP").unwrap().1;
+    let walk = section.split_once("```sh").unwrap().1.split_once("```").unwrap().0;
+    let mut command = Command::new("sh");
+    command.args(["-eu", "-c", walk]).current_dir(repository());
+    let output = command.env("ERRAND_URL", &dev.http_url).env("ERRAND_API_KEY", &dev.api_key).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    for part in [
+        r#""status":"completed""#,
+        "Hello",
+        r#""input":{"name":"Ada"}"#,
+        "event: task_run.completed",
+        r#""deleted":true"#,
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    // The key of a folder stays the same, and others are made and ended by command.
+    let made = &dev.done(&["keys", "create", "reader", "--scope", "runs:read"])[0];
+    assert!(made["secret"].as_str().unwrap().starts_with("sk_"));
+    dev.done(&["keys", "revoke", made["id"].as_str().unwrap()]);
+    let listed = dev.done(&["keys", "list"]);
+    assert!(
+        listed.len() == 2 && listed[0]["revoked_at"].is_string() && listed[0].get("secret").is_none(),
+        "{listed:?}"
+    );
+    let key = dev.api_key.clone();
+    let mut child = dev.child;
+    child.terminate();
+    assert_eq!(Dev::start(data.path()).await.api_key, key);
 }

@@ -176,7 +176,8 @@ async fn kill_on_the_way(stack: &mut Stack, sink: &Sink, deliveries: usize) {
 async fn the_healthy_get_everything(kind: StoreKind, runs: usize) -> anyhow::Result<()> {
     let (sink, url, _serving) = start_sink().await?;
     let mut stack = Stack::new(kind);
-    let short = ["--log", "warn", "--allow-network", "127.0.0.0/8", "--delivery-claim", "1s", "--delivery-timeout", "2s"];
+    let short =
+        ["--log", "warn", "--allow-network", "127.0.0.0/8", "--delivery-claim", "1s", "--delivery-timeout", "2s"];
     stack.start(Role::Notifier, &short);
     stack.ready().await;
     let bus = stack.bus().await;

@@ -1,7 +1,8 @@
 //! `errand agents`.
 
-use errand_client::{Client, v1};
-use serde_json::{Value, json};
+use errand_client::Client;
+use errand_proto::json;
+use serde_json::Value;
 
 use crate::output::Output;
 
@@ -15,18 +16,6 @@ const COLUMNS: &[(&str, &str)] = &[
 ];
 
 pub(crate) async fn run(client: &Client, out: Output) -> anyhow::Result<()> {
-    let agents: Vec<Value> = client.agents().await?.iter().map(agent).collect();
+    let agents: Vec<Value> = client.agents().await?.iter().map(json::agent).collect();
     out.list(&agents, COLUMNS)
-}
-
-fn agent(agent: &v1::Agent) -> Value {
-    json!({
-        "id": agent.id,
-        "object": "agent",
-        "runners": agent.runners,
-        "capacity": agent.capacity,
-        "sessions": agent.sessions,
-        "leases": agent.leases,
-        "waiting": agent.waiting,
-    })
 }

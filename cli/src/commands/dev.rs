@@ -1,18 +1,20 @@
 //! `errand dev`: everything in one process, and a NATS server beside it.
 
 use std::fs::{File, TryLockError};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use errand_bus::{Bus, BusConfig};
-use errand_client::Client;
+use errand_client::{ApiSecret, Client};
 use serde_json::json;
 
 use crate::args::{DevArgs, Global};
 use crate::broker::{self, Broker, BrokerConfig};
+use crate::commands::dev_key;
 use crate::output::Output;
-use crate::stack::{ExecConfig, Stack, StackConfig};
+use crate::stack::{ExecConfig, HttpConfig, Stack, StackConfig};
 
 /// How long everything may take to be there.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -27,22 +29,26 @@ pub(crate) async fn run(args: DevArgs, global: &Global, out: Output) -> anyhow::
         store: args.store,
         prefix: global.prefix.clone(),
         capacity: args.capacity,
+        http_port: args.http_port,
     };
     let mut dev = Dev::start(config).await?;
     let client = Client::new(dev.bus.clone(), global.tenant.clone());
     let ready = tokio::select! {
-        ready = dev.until_ready(&client) => ready,
+        ready = until_all_is_there(&mut dev, &client) => ready,
         stopped = stop_signal() => {
             stopped?;
             return dev.stop().await;
         }
     };
-    if let Err(error) = ready {
-        // What it says is less than what came before.
-        drop(dev.stop().await);
-        return Err(error);
-    }
-    say_how_to_use(&dev, started.elapsed(), out)?;
+    let http = match ready {
+        Ok(http) => http,
+        Err(error) => {
+            // What it says is less than what came before.
+            drop(dev.stop().await);
+            return Err(error);
+        }
+    };
+    say_how_to_use(&dev, &http, started.elapsed(), out)?;
     let ended = tokio::select! {
         ended = dev.ended() => ended,
         stopped = stop_signal() => stopped,
@@ -53,11 +59,25 @@ pub(crate) async fn run(args: DevArgs, global: &Global, out: Output) -> anyhow::
     ended.and(dev.stop().await)
 }
 
-fn say_how_to_use(dev: &Dev, took: Duration, out: Output) -> anyhow::Result<()> {
+/// How to reach the HTTP API.
+struct Http {
+    url: String,
+    key: ApiSecret,
+}
+
+async fn until_all_is_there(dev: &mut Dev, client: &Client) -> anyhow::Result<Http> {
+    dev.until_ready(client).await?;
+    let address = dev.stack.http().await?;
+    let key = dev_key::of(&dev.config.data, client).await?;
+    Ok(Http { url: format!("http://{address}"), key })
+}
+
+fn say_how_to_use(dev: &Dev, http: &Http, took: Duration, out: Output) -> anyhow::Result<()> {
     let (url, data) = (&dev.broker.url, dev.config.data.display());
     let store = hide_password(&dev.services.store);
     if out.json {
         let object = json!({"object": "dev", "nats_url": url, "store": store, "data": dev.config.data,
+            "http_url": http.url, "api_key": http.key.expose(),
             "prefix": dev.config.prefix, "pid": std::process::id(), "nats_pid": dev.broker.pid,
             "started_in_ms": u64::try_from(took.as_millis()).unwrap_or(u64::MAX)});
         return out.line(object.to_string());
@@ -66,6 +86,7 @@ fn say_how_to_use(dev: &Dev, took: Duration, out: Output) -> anyhow::Result<()> 
     out.line(format!(
         "Errand is up, in {:.2} s.\n  \
            NATS    {url}  (files in {data})\n  \
+           HTTP    {}  (to try at {}/docs/; the key is kept in {data}/api-key)\n  \
            store   {store}\n  \
            agent   agt_exec, {} sessions: runs any program, docs/exec-agents.md\n\
          In another terminal:{elsewhere}\n  \
@@ -73,9 +94,16 @@ fn say_how_to_use(dev: &Dev, took: Duration, out: Output) -> anyhow::Result<()> 
            errand run hello --input '{{\"name\": \"Ada\"}}' --watch\n  \
            errand events tail\n  \
            errand doctor\n\
+         Over HTTP:\n  \
+           export ERRAND_URL={} ERRAND_API_KEY={}\n  \
+           curl -H \"Authorization: Bearer $ERRAND_API_KEY\" $ERRAND_URL/v2/task-runs\n\
          Ctrl-C ends it; what was accepted goes on at the next start.",
         took.as_secs_f64(),
+        http.url,
+        http.url,
         dev.config.capacity,
+        http.url,
+        http.key.expose(),
     ))
 }
 
@@ -99,6 +127,8 @@ pub(crate) struct DevConfig {
     pub(crate) prefix: String,
     /// Sessions of the runner for programs.
     pub(crate) capacity: u32,
+    /// The gateway's, on 127.0.0.1; 0: any free one.
+    pub(crate) http_port: u16,
 }
 
 /// A NATS server, the services, and a runner.
@@ -133,8 +163,14 @@ impl Dev {
             Some(store) => store.clone(),
             None => format!("sqlite://{}", config.data.join("store").display()),
         };
-        let (nats_url, prefix) = (broker.url.clone(), config.prefix.clone());
-        let services = StackConfig { nats_url, prefix, store, master_key: None };
+        let listen = (Ipv4Addr::LOCALHOST, config.http_port).into();
+        let services = StackConfig {
+            nats_url: broker.url.clone(),
+            prefix: config.prefix.clone(),
+            store,
+            master_key: None,
+            http: Some(HttpConfig { listen, rate_limit: None }),
+        };
         let stack = Stack::start(&services)?;
         Ok(Self { broker, bus, stack, services, config, _lock: lock })
     }

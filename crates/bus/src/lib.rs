@@ -7,6 +7,7 @@ mod consume;
 mod delivery;
 mod durable;
 mod follow;
+mod history;
 mod in_order;
 mod once;
 mod service;
@@ -20,6 +21,7 @@ pub use connection::{Bus, BusConfig, BusError, Incoming, RequestError, StoredMes
 pub use consume::{ConsumerConfig, consume};
 pub use delivery::{Delivery, Verdict};
 pub use follow::{FollowFrom, follow, waiting};
+pub use history::Slice;
 pub use in_order::{InOrderConfig, consume_in_order};
 pub use service::{Service, ServiceBuilder};
 pub use streams::{EventStreamState, StreamKind};

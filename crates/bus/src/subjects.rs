@@ -96,6 +96,12 @@ impl Subjects {
         self.under("activity.*")
     }
 
+    /// What gateways tell each other: keys.
+    #[must_use]
+    pub fn gateway(&self, what: &str) -> String {
+        self.under(format_args!("gateway.{what}"))
+    }
+
     /// What could not be decoded or handled.
     #[must_use]
     pub fn dead_letter(&self, what: &str) -> String {

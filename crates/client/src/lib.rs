@@ -20,6 +20,7 @@
 mod call;
 mod destinations;
 mod events;
+mod keys;
 mod pages;
 mod runs;
 mod sessions;
@@ -38,6 +39,7 @@ pub use destinations::{DeliveryFilter, DestinationFilter, NewDestination};
 pub use errand_core::{Error, ErrorCode, RunId};
 pub use errand_proto::v1;
 pub use events::EventFilter;
+pub use keys::{ApiSecret, NewApiKey, SECRET_PREFIX};
 pub use runs::{NewRun, Published, RunFilter, Wait, run_status};
 pub use timeline::Timeline;
 

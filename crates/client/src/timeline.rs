@@ -23,6 +23,12 @@ impl Timeline {
         Self::default()
     }
 
+    /// The timeline behind this event, which was given before.
+    #[must_use]
+    pub fn after(event: &v1::Event) -> Self {
+        Self { given: Some((event.seq, event.id.clone())), over: is_final(event), ..Self::default() }
+    }
+
     fn next_seq(&self) -> u64 {
         self.given.as_ref().map_or(1, |(seq, _)| seq + 1)
     }

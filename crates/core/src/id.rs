@@ -125,6 +125,8 @@ ids! {
     DestinationId = "evtd", "an event destination";
     /// An event delivery: one event's way to one destination.
     DeliveryId = "edlv", "an event delivery";
+    /// An API key: not its secret, which nothing but its hash is kept of.
+    ApiKeyId = "key", "an API key";
     /// One request and its answer.
     RequestId = "req", "a request";
 }

@@ -11,7 +11,7 @@ mod time;
 
 pub use error::{Error, ErrorCode};
 pub use id::{
-    AgentId, CredentialId, DeliveryId, DestinationId, EventId, RequestId, RunId, RunnerId, SessionId, SourceId, TaskId,
-    Tenant,
+    AgentId, ApiKeyId, CredentialId, DeliveryId, DestinationId, EventId, RequestId, RunId, RunnerId, SessionId,
+    SourceId, TaskId, Tenant,
 };
 pub use time::Timestamp;

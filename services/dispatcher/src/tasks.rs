@@ -52,13 +52,23 @@ impl Tasks {
         Err(busy())
     }
 
-    /// A new version of a task.
+    /// A new version of a task, made from this one (0: from any).
     ///
     /// # Errors
-    /// `request`/`task_not_found`, `request`/`schema_invalid`, `request`/`input_invalid` where the new name is taken.
-    pub async fn update(&self, tenant: &Tenant, id: TaskId, definition: Definition) -> Result<Task, Error> {
+    /// `request`/`task_not_found`, `request`/`schema_invalid`, `request`/`input_invalid` where the new name is taken;
+    /// `api`/`unavailable` where it has another version since.
+    pub async fn update(
+        &self,
+        tenant: &Tenant,
+        id: TaskId,
+        definition: Definition,
+        if_version: u32,
+    ) -> Result<Task, Error> {
         for _ in 0..TRIES {
             let current = self.current(tenant, &TaskRef::Id(id)).await?;
+            if if_version != 0 && current.task.version != if_version {
+                return Err(busy());
+            }
             if let Some(task) = self.next_version(current, definition.clone()).await? {
                 return Ok(task);
             }

@@ -369,7 +369,7 @@ async fn update_task(shared: &Dispatcher, request: v1::UpdateTaskRequest) -> Res
     let (tenant, task) = (tenant(&request.tenant)?, task_of(request.task)?);
     let task_id: TaskId = id("task.id", &task.id)?;
     let definition = Definition::try_from(task)?;
-    shared.tasks.update(&tenant, task_id, definition).await.map(|task| task_response(&task))
+    shared.tasks.update(&tenant, task_id, definition, request.if_version).await.map(|task| task_response(&task))
 }
 
 async fn get_task(shared: &Dispatcher, request: v1::GetTaskRequest) -> Result<v1::TaskResponse, Error> {

@@ -1,9 +1,11 @@
 //! `errand bench`: how fast the whole stack is. Runs of a task that does nothing, in sessions that are reused: what is
 //! left is Errand. A run counts when the client has seen its `task_run.completed` event.
 
+mod http;
 mod load;
 mod memory;
 mod noop;
+mod notifier;
 mod report;
 
 use std::path::Path;
@@ -21,7 +23,7 @@ use futures::TryStreamExt;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::args::{BenchArgs, Global};
+use crate::args::{BenchArgs, BenchCommand, Global};
 use crate::broker::{self, Broker, BrokerConfig};
 use crate::commands::dev::{stop_signal, until_ready};
 use crate::failure::Said;
@@ -42,6 +44,11 @@ pub(crate) async fn run(args: BenchArgs, global: &Global, out: Output) -> anyhow
         eprintln!("this is a debug build: its figures say little (cargo build --release)");
     }
     let scratch = tempfile::tempdir()?;
+    match &args.command {
+        Some(BenchCommand::Http(http)) => return http::run(http, global, scratch.path(), out).await,
+        Some(BenchCommand::Notifier(notifier)) => return notifier::run(notifier, global, scratch.path(), out).await,
+        None => {}
+    }
     let (rig, mut running) = Rig::start(&args, global, scratch.path()).await?;
     let measured = tokio::select! {
         measured = measure(&args, &rig, out) => measured,
@@ -108,6 +115,15 @@ async fn verify(clients: &[Client], tasks: &[String], seen: &Seen, submitted: us
     Ok(verified)
 }
 
+/// The address of a store, which is started where it is to be our own.
+async fn store_of(name: &str, scratch: &Path, postgres: &mut Option<Postgres>) -> anyhow::Result<String> {
+    Ok(match name {
+        "sqlite" => format!("sqlite://{}", scratch.join("store").display()),
+        "postgres" => postgres.insert(Postgres::start().await?).url.clone(),
+        other => other.to_owned(),
+    })
+}
+
 /// What is measured.
 struct Rig {
     bus: Bus,
@@ -150,18 +166,11 @@ impl Rig {
         let (stack, durability) = if broker.is_none() {
             (None, Durability::unknown())
         } else {
-            let store = match args.store.as_str() {
-                "sqlite" => format!("sqlite://{}", scratch.join("store").display()),
-                "postgres" => {
-                    let started = Postgres::start().await?;
-                    postgres.insert(started).url.clone()
-                }
-                other => other.to_owned(),
-            };
+            let store = store_of(&args.store, scratch, &mut postgres).await?;
             let durability = Durability::of_store(&store);
             // Our own Postgres ends with the bench, and its secrets too.
             let master_key = (args.store == "postgres").then(|| errand_seal::new_key().to_string());
-            let config = StackConfig { nats_url: url, prefix: global.prefix.clone(), store, master_key };
+            let config = StackConfig { nats_url: url, prefix: global.prefix.clone(), store, master_key, http: None };
             (Some(Stack::start(&config)?), durability)
         };
         // The end of a new id is as good as random.

@@ -28,7 +28,6 @@ use crate::args::{BenchNotifierArgs, Global};
 use crate::broker::{self, Broker, BrokerConfig};
 use crate::commands::bench::memory;
 use crate::output::{Output, table};
-use crate::postgres::Postgres;
 use crate::stack::{Stack, StackConfig};
 
 const HEALTHY: usize = 14;
@@ -107,15 +106,16 @@ struct Rig {
     url: String,
 }
 
-pub(super) async fn run(args: &BenchNotifierArgs, global: &Global, out: Output) -> anyhow::Result<()> {
-    let scratch = tempfile::tempdir()?;
+pub(super) async fn run(args: &BenchNotifierArgs, global: &Global, scratch: &Path, out: Output) -> anyhow::Result<()> {
     let program = broker::find(args.nats_server.nats_server.as_deref())?;
-    let broker = Broker::start(&BrokerConfig { program, folder: scratch.path().join("nats"), port: 0 }).await?;
-    let postgres = if args.store == "postgres" { Some(Postgres::start().await?) } else { None };
+    let broker = Broker::start(&BrokerConfig { program, folder: scratch.join("nats"), port: 0 }).await?;
+    let mut postgres = None;
     let config = StackConfig {
         nats_url: broker.url.clone(),
         prefix: global.prefix.clone(),
-        store: store(&args.store, postgres.as_ref(), scratch.path()),
+        store: super::store_of(&args.store, scratch, &mut postgres).await?,
+        master_key: Some(errand_seal::new_key().to_string()),
+        http: None,
     };
     let stack = Stack::start_notifier(&config)?;
     let measured = measure(args, &config).await;
@@ -126,14 +126,6 @@ pub(super) async fn run(args: &BenchNotifierArgs, global: &Global, out: Output) 
         postgres.stop().await?;
     }
     print(args, &measured?, &memory, out)
-}
-
-fn store(choice: &str, postgres: Option<&Postgres>, scratch: &Path) -> String {
-    match (choice, postgres) {
-        ("sqlite", _) => format!("sqlite://{}", scratch.join("store").display()),
-        (_, Some(postgres)) => postgres.url.clone(),
-        (other, None) => other.to_owned(),
-    }
 }
 
 async fn measure(args: &BenchNotifierArgs, config: &StackConfig) -> anyhow::Result<Vec<Measured>> {
@@ -151,17 +143,18 @@ async fn measure(args: &BenchNotifierArgs, config: &StackConfig) -> anyhow::Resu
     for at in 0..HEALTHY {
         rig.add("healthy", at).await?;
     }
-    rig.part("warm-up", args.events / 10, None).await?;
-    let mut all = vec![rig.part("at once", args.events, None).await?];
-    all.push(rig.part("paced", args.paced_events, Some(args.rate)).await?);
+    let (events, paced) = (args.events as usize, args.paced_events as usize);
+    rig.part("warm-up", events / 10, None).await?;
+    let mut all = vec![rig.part("at once", events, None).await?];
+    all.push(rig.part("paced", paced, Some(args.rate)).await?);
     for (kind, count) in BAD {
         for at in 0..count {
             rig.add(kind, at).await?;
         }
     }
     // Until the bad ones are known to be bad, as they would be in the field.
-    rig.part("bad ones come", args.paced_events, Some(args.rate)).await?;
-    all.push(rig.part("paced, beside bad ones", args.paced_events, Some(args.rate)).await?);
+    rig.part("bad ones come", paced, Some(args.rate)).await?;
+    all.push(rig.part("paced, beside bad ones", paced, Some(args.rate)).await?);
     Ok(all)
 }
 

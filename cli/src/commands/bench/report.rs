@@ -10,11 +10,11 @@ use crate::output::{Output, table};
 /// How durable what was measured is: figures without it mean nothing.
 #[derive(Debug, Clone)]
 pub(super) struct Durability {
-    store: &'static str,
+    pub(super) store: &'static str,
     /// When a yes of the store is on disk.
-    commit: &'static str,
+    pub(super) commit: &'static str,
     /// When a yes of the broker is.
-    broker: &'static str,
+    pub(super) broker: &'static str,
 }
 
 impl Durability {
@@ -147,25 +147,25 @@ impl Report {
     }
 }
 
-const fn build() -> &'static str {
+pub(super) const fn build() -> &'static str {
     if cfg!(debug_assertions) { "debug" } else { "release" }
 }
 
-fn cores() -> usize {
+pub(super) fn cores() -> usize {
     std::thread::available_parallelism().map_or(0, std::num::NonZero::get)
 }
 
-fn rate(measured: &Measured) -> f64 {
+pub(super) fn rate(measured: &Measured) -> f64 {
     let runs = u32::try_from(measured.runs).map_or(f64::INFINITY, f64::from);
     runs / measured.took.as_secs_f64().max(f64::EPSILON)
 }
 
-fn milliseconds(latency: &Histogram<u64>, quantile: f64) -> f64 {
+pub(super) fn milliseconds(latency: &Histogram<u64>, quantile: f64) -> f64 {
     let micros = u32::try_from(latency.value_at_quantile(quantile)).map_or(f64::INFINITY, f64::from);
     micros / 1000.0
 }
 
-fn figures(measured: &Measured) -> Value {
+pub(super) fn figures(measured: &Measured) -> Value {
     json!({
         "runs": measured.runs,
         "seconds": rounded(measured.took.as_secs_f64()),

@@ -1,15 +1,17 @@
 //! `errand demo`: a stack of its own and a small web application, and runs through every kind of end. Exits with 0 only
 //! where each ended as it should.
 
+mod child;
 mod listener;
 mod portal;
+mod receiver;
 mod scenes;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use errand_client::Client;
+use errand_client::{Client, RunId};
 use serde_json::{Value, json};
 
 use crate::args::DemoArgs;
@@ -21,6 +23,7 @@ use crate::output::{Output, table};
 
 use listener::Listener;
 use portal::Portal;
+use receiver::Receiver;
 use scenes::{SCENES, Scene, Stage};
 
 /// The tasks of the portal.
@@ -59,6 +62,7 @@ pub(crate) async fn run(args: DemoArgs, out: Output) -> anyhow::Result<()> {
         store: args.store.clone(),
         prefix: "errand.v1".to_owned(),
         capacity: 4,
+        http_port: 0,
     })
     .await?;
     let client = Client::new(dev.bus.clone(), "demo".parse()?);
@@ -102,35 +106,42 @@ async fn play(
     }
     let listener = Listener::start(client, teller).await?;
     teller.say(format!("Listening on {} as any NATS subscriber may.", listener.subject))?;
+    let receiver = Receiver::start(&args.python, &args.receiver, scratch, client).await?;
+    teller.say(format!("A receiver of webhooks verifies what is pushed to {}.", receiver.url))?;
     let stage = Stage { client, portal: &portal, listener: &listener, teller };
     let mut all = Vec::new();
     for (number, scene) in SCENES.iter().enumerate() {
         teller.say(format!("\n{}. {}", number + 1, scene.title()))?;
-        all.push(one(&stage, *scene).await?);
+        let (ended, run) = one(&stage, *scene).await?;
+        receiver.tell(run, ended.path.last().copied().unwrap_or_default(), teller).await?;
+        all.push(ended);
     }
+    receiver.stop().await?;
     portal.stop().await?;
     Ok(all)
 }
 
-async fn one(stage: &Stage<'_>, scene: Scene) -> anyhow::Result<Ended> {
+async fn one(stage: &Stage<'_>, scene: Scene) -> anyhow::Result<(Ended, RunId)> {
     let started = Instant::now();
     let played = tokio::time::timeout(SCENE_PATIENCE, stage.play(scene)).await;
     let outcome = played.with_context(|| format!("{}: not over after {SCENE_PATIENCE:?}", scene.title()))??;
     let as_expected = outcome.ended == scene.expected() && outcome.events == scene.events() && outcome.check.is_ok();
+    let run = outcome.run;
     let mut found = outcome.ended;
     if let Err(wrong) = outcome.check {
         found = format!("{found}, but {wrong}");
     }
-    Ok(Ended {
+    let ended = Ended {
         title: scene.title(),
-        run: outcome.run.to_string(),
+        run: run.to_string(),
         expected: scene.expected(),
         path: scene.events(),
         found,
         events: outcome.events,
         as_expected,
         took: started.elapsed(),
-    })
+    };
+    Ok((ended, run))
 }
 
 fn tell_results(all: &[Ended], teller: Teller) -> anyhow::Result<()> {

@@ -8,9 +8,10 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use super::child::Child;
 use crate::keep::Kept;
 
-/// How long the portal, or a mail, may take to be there.
+/// How long a mail may take to be there.
 const PATIENCE: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(20);
 /// What the inbox answers is small.
@@ -25,27 +26,9 @@ pub(super) struct Portal {
 
 impl Portal {
     pub(super) async fn start(python: &Path, folder: &Path, scratch: &Path) -> anyhow::Result<Self> {
-        let (port_file, log) = (scratch.join("portal.port"), scratch.join("portal.log"));
-        let arguments = [
-            folder.join("portal.py").into_os_string(),
-            "--port".into(),
-            "0".into(),
-            "--port-file".into(),
-            port_file.clone().into_os_string(),
-        ];
-        let mut kept = Kept::start("the portal", python, &arguments, &log)?;
-        let started = Instant::now();
-        let port: u16 = loop {
-            if let Ok(text) = std::fs::read_to_string(&port_file) {
-                break text.trim().parse().context("the portal's port")?;
-            }
-            if kept.has_ended()? || started.elapsed() > PATIENCE {
-                bail!("the portal did not start: {}", std::fs::read_to_string(&log).unwrap_or_default());
-            }
-            tokio::time::sleep(LOOK).await;
-        };
-        let address = format!("127.0.0.1:{port}");
-        Ok(Self { kept, url: format!("http://{address}"), address })
+        let child = Child::start("the portal", python, &folder.join("portal.py"), &[], scratch).await?;
+        let address = format!("127.0.0.1:{}", child.port);
+        Ok(Self { kept: child.kept, url: format!("http://{address}"), address })
     }
 
     /// The one-time code that was mailed to this address last.

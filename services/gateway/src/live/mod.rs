@@ -1,0 +1,10 @@
+//! What happens now: one follower of the event stream for all of a gateway's listeners, and the streams that it feeds.
+
+mod hub;
+mod sse;
+mod wait;
+
+pub use hub::{Heard, Hub, Limits, Listener, Topic};
+pub(crate) use sse::away;
+pub use sse::{all_events, find, fits, is_wanted, run_events};
+pub use wait::final_run;
