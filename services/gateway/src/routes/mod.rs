@@ -22,7 +22,6 @@ use crate::answer::Failure;
 use crate::service::Gateway;
 
 /// All routes, and their description.
-#[must_use]
 pub fn all() -> (Router<Arc<Gateway>>, OpenApi) {
     OpenApiRouter::new()
         .merge(tasks::routes())

@@ -1,8 +1,9 @@
 use errand_tests::StoreKind;
 use serde_json::{Value, json};
 
+use crate::common::http::Answer;
 use crate::common::world::task;
-use crate::common::{Answer, Api, World};
+use crate::common::{Api, World};
 use crate::on_both_stores;
 
 on_both_stores! {
@@ -70,7 +71,7 @@ async fn answers_survive_a_restart_and_hold_no_secret_in_the_open(world: &'stati
     // Who has not the first asker's key cannot open it.
     let other = api.with(&world.key(&tenant, &["admin"]).await);
     keyed(&other, "POST", "/v2/event-destinations", "hook-1", &body).await.refuses(409, "idempotency_error");
-    let store = errand_gateway::store::Store::open(world.stack().store()).await.unwrap();
+    let store = errand_gateway::store::Store::open(world.store()).await.unwrap();
     let sql = "SELECT body FROM idempotency WHERE tenant = $1";
     let kept: Vec<(Vec<u8>,)> = match store.db() {
         errand_store::Db::Sqlite(sqlite) => {
