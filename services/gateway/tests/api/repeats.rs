@@ -112,6 +112,17 @@ async fn a_service_that_hangs_is_told_and_its_request_can_be_repeated() {
     // There is no session-pool.
     api.get("/v2/sessions").await.refuses(503, "unavailable");
     assert!(api.get("/readyz").await.text.contains("the session-pool"));
+    // One that answers what nobody can read.
+    let bus = stack.bus().await;
+    let strange = errand_bus::Service::builder(&bus, "session-pool", "answers nonsense")
+        .endpoint_raw("list_agents", bus.subjects().api("session-pool", "list_agents"), 1, |_| async {
+            Ok("\u{7f}\u{7f}".into())
+        })
+        .start()
+        .await
+        .unwrap();
+    api.get("/v2/agents").await.refuses(500, "api_error");
+    strange.stop(std::time::Duration::from_secs(5)).await;
     stack.service(Role::Dispatcher).process().sigstop();
     api.get("/v2/task-runs").await.refuses(504, "timeout");
     keyed(&api, "POST", &path, "order-1", &json!({})).await.refuses(504, "timeout");
