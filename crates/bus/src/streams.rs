@@ -107,6 +107,11 @@ fn lacks_room(error: &CreateStreamError) -> bool {
     .contains(&error.error_code())
 }
 
+/// Whether a stream of this name came to be while this one was made.
+fn is_taken(error: &CreateStreamError) -> bool {
+    matches!(error.kind(), CreateStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NAME_EXIST)
+}
+
 fn refused_or_not_now(name: String, error: &CreateStreamError) -> BusError {
     match error.kind() {
         // 503: a cluster without a leader, or a broker that is still starting.
@@ -145,11 +150,17 @@ impl Bus {
 
     async fn ensure_stream(&self, mut config: Config) -> Result<(), BusError> {
         let wanted = config.max_bytes;
+        let mut overtaken = 0;
         loop {
             let error = match self.jetstream().create_or_update_stream(config.clone()).await {
                 Ok(_) => break,
                 Err(error) => error,
             };
+            // Another one has made it between the look and the making, perhaps smaller: it is there now.
+            if is_taken(&error) && overtaken < 5 {
+                overtaken += 1;
+                continue;
+            }
             if !lacks_room(&error) || config.max_bytes < 0 {
                 return Err(refused_or_not_now(config.name, &error));
             }

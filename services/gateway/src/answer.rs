@@ -69,7 +69,7 @@ impl From<Error> for Failure {
         if error.code.http == 401 && error.code.kind == "request" {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
-        if error.code == ErrorCode::API_UNAVAILABLE {
+        if matches!(error.code, ErrorCode::API_UNAVAILABLE | ErrorCode::RATE_LIMIT_EXCEEDED) {
             headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
         Self { errors: vec![error], headers }

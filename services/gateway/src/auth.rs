@@ -2,7 +2,7 @@
 //! that was revoked is refused within a second by every gateway, also where the hint to forget it was lost.
 
 use std::collections::HashMap;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -11,6 +11,7 @@ use axum::http::header::AUTHORIZATION;
 use errand_client::ApiSecret;
 use errand_core::{ApiKeyId, Error, ErrorCode, Tenant};
 use errand_store::StoreError;
+use governor::{DefaultDirectRateLimiter, Quota};
 use lru::LruCache;
 use subtle::ConstantTimeEq;
 
@@ -20,6 +21,8 @@ use crate::store::{Store, StoredKey};
 const REMEMBERED: NonZeroUsize = NonZeroUsize::new(20_000).expect("not zero");
 /// How long what the store said of a key is taken for what it would say now.
 const FRESH: Duration = Duration::from_millis(400);
+/// Keys that are not remembered, a second.
+const STRANGERS: NonZeroU32 = NonZeroU32::new(500).expect("not zero");
 /// `last_used_at` is told to the minute.
 const USED_STEP_MS: i64 = 60_000;
 
@@ -81,6 +84,8 @@ pub struct Keys {
     store: Store,
     known: Mutex<LruCache<[u8; 32], Known>>,
     used: Mutex<HashMap<ApiKeyId, i64>>,
+    /// Looks at the store for keys that are not remembered: those who guess must not keep it from the others.
+    strangers: DefaultDirectRateLimiter,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -111,7 +116,9 @@ impl Keys {
     /// Over this store.
     #[must_use]
     pub fn new(store: Store) -> Self {
-        Self { store, known: Mutex::new(LruCache::new(REMEMBERED)), used: Mutex::new(HashMap::new()) }
+        let strangers = DefaultDirectRateLimiter::direct(Quota::per_second(STRANGERS));
+        let (known, used) = (Mutex::new(LruCache::new(REMEMBERED)), Mutex::new(HashMap::new()));
+        Self { store, known, used, strangers }
     }
 
     /// Who has this secret.
@@ -130,6 +137,9 @@ impl Keys {
         let invalid = || ErrorCode::API_KEY_INVALID.with("this API key is not valid");
         let known = match self.remembered(&hash) {
             Some(known) => known,
+            None if !lock(&self.known).contains(&hash) && self.strangers.check().is_err() => {
+                return Err(ErrorCode::RATE_LIMIT_EXCEEDED.with("too many unknown API keys are being tried"));
+            }
             None => self.look_up(hash).await?,
         };
         let key = known.ok_or_else(invalid)?;

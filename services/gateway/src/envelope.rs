@@ -45,6 +45,9 @@ pub async fn seal(State(gateway): State<Arc<Gateway>>, mut request: Request, nex
     harden(response.headers_mut(), gateway.serves_tls);
     gateway.cors.add(response.headers_mut(), origin);
     let route = route.as_ref().map_or("none", MatchedPath::as_str);
+    if response.status().is_server_error() {
+        tracing::warn!(%method, route, status = response.status().as_u16(), request_id = %id, "a request has failed");
+    }
     gateway.metrics.request(&method, route, response.status(), started.elapsed());
     response
 }

@@ -1,7 +1,7 @@
 //! `/healthz` (the process lives), `/readyz` (broker, services and store answer), `/metrics`.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::State;
@@ -11,9 +11,12 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use errand_core::ErrorCode;
 use errand_proto::v1;
+use tokio::sync::Mutex;
 
 use crate::service::Gateway;
 
+/// How long the last answer is given again.
+const FRESH: Duration = Duration::from_millis(250);
 /// How long each part may take to say that it is there.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -31,11 +34,29 @@ async fn metrics(State(gateway): State<Arc<Gateway>>) -> Response {
 }
 
 async fn ready(State(gateway): State<Arc<Gateway>>) -> Response {
-    let missing = missing(&gateway).await;
+    let missing = gateway.readiness.missing(&gateway).await;
     if missing.is_empty() {
         return (StatusCode::OK, "ready\n").into_response();
     }
     (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {}\n", missing.join(", "))).into_response()
+}
+
+/// What was found out last. Whoever asks meanwhile waits for it: anybody may ask, and asking costs the services little.
+#[derive(Debug, Default)]
+pub struct Readiness(Mutex<Option<(Instant, Vec<&'static str>)>>);
+
+impl Readiness {
+    async fn missing(&self, gateway: &Gateway) -> Vec<&'static str> {
+        let mut last = self.0.lock().await;
+        if let Some((at, missing)) = &*last
+            && at.elapsed() < FRESH
+        {
+            return missing.clone();
+        }
+        let found = missing(gateway).await;
+        *last = Some((Instant::now(), found.clone()));
+        found
+    }
 }
 
 /// What does not answer.

@@ -35,6 +35,8 @@ pub struct Gateway {
     pub backend: Backend,
     /// The gateway's own store.
     pub store: Store,
+    /// Whether all that it needs is there.
+    pub readiness: health::Readiness,
     /// Who asks.
     pub keys: Keys,
     /// How often.
@@ -83,7 +85,6 @@ pub async fn run_telling(
         _ => None,
     };
     let bus = config.kit.connect("gateway").await?;
-    bus.ensure_streams().await?;
     let store = Store::open(&config.store).await?;
     let (router, document) = routes::all();
     let gateway = Arc::new(gateway(&config, bus.clone(), store.clone(), openapi::finish(document)?, tls.is_some()));
@@ -134,6 +135,7 @@ fn gateway(config: &Config, bus: errand_bus::Bus, store: Store, document: Bytes,
     let limits = Limits { streams: config.max_streams as usize, of_tenant: config.max_tenant_streams as usize };
     Gateway {
         backend: Backend::new(bus.clone(), Duration::from_millis(config.deadline_ms)),
+        readiness: health::Readiness::default(),
         keys: Keys::new(store.clone()),
         rate: Rate::new(config.rate_limit, Duration::from_secs(config.rate_window_seconds)),
         idempotency: Arc::new(Idempotency::new(store.clone())),

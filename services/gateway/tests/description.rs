@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "in a test a panic is the answer")]
 
+#[expect(dead_code, reason = "the other tests need more of it")]
 mod common;
 
 use std::path::{Path, PathBuf};

@@ -12,6 +12,7 @@ from errand_http.models import (
     AnswerInteractionInput,
     CreateTask,
     Errors,
+    GetRunIncludeItem,
     RunTask,
     TaskRunStatus,
 )
@@ -42,7 +43,7 @@ run = wait_for_run.sync(run.id, client=client, timeout=60)
 assert run.status == TaskRunStatus.COMPLETED, run
 assert run.output == {"code": "123456"}, run.output
 
-whole = get_run.sync(run.id, client=client, include=["input", "events"])
+whole = get_run.sync(run.id, client=client, include=[GetRunIncludeItem.INPUT, GetRunIncludeItem.EVENTS])
 assert whole.input_ == {"steps": [{"ask": "code"}]}, whole
 assert [event.type_ for event in whole.events][-1] == "task_run.completed", whole.events
 page = list_runs.sync(client=client, status=[TaskRunStatus.COMPLETED], task_id=[task.id])

@@ -1,8 +1,9 @@
 use errand_tests::StoreKind;
 use serde_json::{Value, json};
 
+use crate::common::http::Answer;
 use crate::common::world::task;
-use crate::common::{Answer, Api, World};
+use crate::common::{Api, World};
 use crate::on_both_stores;
 
 on_both_stores! {
@@ -70,7 +71,7 @@ async fn answers_survive_a_restart_and_hold_no_secret_in_the_open(world: &'stati
     // Who has not the first asker's key cannot open it.
     let other = api.with(&world.key(&tenant, &["admin"]).await);
     keyed(&other, "POST", "/v2/event-destinations", "hook-1", &body).await.refuses(409, "idempotency_error");
-    let store = errand_gateway::store::Store::open(world.stack().store()).await.unwrap();
+    let store = errand_gateway::store::Store::open(world.store()).await.unwrap();
     let sql = "SELECT body FROM idempotency WHERE tenant = $1";
     let kept: Vec<(Vec<u8>,)> = match store.db() {
         errand_store::Db::Sqlite(sqlite) => {
@@ -111,6 +112,17 @@ async fn a_service_that_hangs_is_told_and_its_request_can_be_repeated() {
     // There is no session-pool.
     api.get("/v2/sessions").await.refuses(503, "unavailable");
     assert!(api.get("/readyz").await.text.contains("the session-pool"));
+    // One that answers what nobody can read.
+    let bus = stack.bus().await;
+    let strange = errand_bus::Service::builder(&bus, "session-pool", "answers nonsense")
+        .endpoint_raw("list_agents", bus.subjects().api("session-pool", "list_agents"), 1, |_| async {
+            Ok("\u{7f}\u{7f}".into())
+        })
+        .start()
+        .await
+        .unwrap();
+    api.get("/v2/agents").await.refuses(500, "api_error");
+    strange.stop(std::time::Duration::from_secs(5)).await;
     stack.service(Role::Dispatcher).process().sigstop();
     api.get("/v2/task-runs").await.refuses(504, "timeout");
     keyed(&api, "POST", &path, "order-1", &json!({})).await.refuses(504, "timeout");

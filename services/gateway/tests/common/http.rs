@@ -15,36 +15,36 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Who asks, and where.
 #[derive(Debug, Clone)]
-pub struct Api {
-    pub address: SocketAddr,
-    pub key: String,
+pub(crate) struct Api {
+    pub(crate) address: SocketAddr,
+    pub(crate) key: String,
 }
 
 /// What came back.
 #[derive(Debug)]
-pub struct Answer {
-    pub status: u16,
-    pub headers: HeaderMap,
-    pub text: String,
-    pub body: Value,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: HeaderMap,
+    pub(crate) text: String,
+    pub(crate) body: Value,
 }
 
 impl Answer {
     /// The first error's type and code.
-    pub fn error(&self) -> (&str, &str) {
+    pub(crate) fn error(&self) -> (&str, &str) {
         let error = &self.body["errors"][0];
         (error["type"].as_str().unwrap_or_default(), error["code"].as_str().unwrap_or_default())
     }
 
     #[track_caller]
-    pub fn expect(self, status: u16) -> Value {
+    pub(crate) fn expect(self, status: u16) -> Value {
         assert_eq!(self.status, status, "{}", self.text);
         self.body
     }
 
     /// That it says no in the one form, with this code.
     #[track_caller]
-    pub fn refuses(self, status: u16, code: &str) -> Value {
+    pub(crate) fn refuses(self, status: u16, code: &str) -> Value {
         assert_eq!((self.status, self.error().1), (status, code), "{}", self.text);
         let error = &self.body["errors"][0];
         assert!(error["message"].as_str().is_some_and(|message| !message.is_empty()), "{}", self.text);
@@ -54,19 +54,19 @@ impl Answer {
 }
 
 impl Api {
-    pub fn with(&self, key: &str) -> Self {
+    pub(crate) fn with(&self, key: &str) -> Self {
         Self { key: key.to_owned(), ..self.clone() }
     }
 
-    pub async fn get(&self, path: &str) -> Answer {
+    pub(crate) async fn get(&self, path: &str) -> Answer {
         self.send("GET", path, &[], None).await
     }
 
-    pub async fn post(&self, path: &str, body: &Value) -> Answer {
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> Answer {
         self.send("POST", path, &[], Some(body.to_string().into())).await
     }
 
-    pub async fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: Option<Bytes>) -> Answer {
+    pub(crate) async fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: Option<Bytes>) -> Answer {
         let response = self.begin(method, path, headers, body).await;
         let (parts, body) = response.into_parts();
         let bytes = body.collect().await.expect("a body").to_bytes();
@@ -75,7 +75,7 @@ impl Api {
         Answer { status: parts.status.as_u16(), headers: parts.headers, text, body }
     }
 
-    pub async fn begin(
+    pub(crate) async fn begin(
         &self,
         method: &str,
         path: &str,
@@ -108,7 +108,7 @@ impl Api {
     }
 
     /// A live stream.
-    pub async fn events(&self, path: &str, last: Option<&str>) -> Events {
+    pub(crate) async fn events(&self, path: &str, last: Option<&str>) -> Events {
         let mut headers = vec![("accept", "text/event-stream")];
         headers.extend(last.map(|last| ("last-event-id", last)));
         let response = self.begin("GET", path, &headers, None).await;
@@ -120,22 +120,22 @@ impl Api {
 
 /// A live stream on its way.
 #[derive(Debug)]
-pub struct Events {
+pub(crate) struct Events {
     body: Incoming,
     buffer: String,
 }
 
 /// One event as it was sent.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Frame {
-    pub id: String,
-    pub event: String,
-    pub data: Value,
+pub(crate) struct Frame {
+    pub(crate) id: String,
+    pub(crate) event: String,
+    pub(crate) data: Value,
 }
 
 impl Events {
     /// The next event; none where the stream has ended.
-    pub async fn next(&mut self) -> Option<Frame> {
+    pub(crate) async fn next(&mut self) -> Option<Frame> {
         tokio::time::timeout(PATIENCE, self.read()).await.expect("an event, or the end of the stream")
     }
 
@@ -160,7 +160,7 @@ impl Events {
     }
 
     /// The statuses of a run, to the end of the stream.
-    pub async fn rest(mut self) -> Vec<Frame> {
+    pub(crate) async fn rest(mut self) -> Vec<Frame> {
         let mut frames = Vec::new();
         while let Some(frame) = self.next().await {
             frames.push(frame);

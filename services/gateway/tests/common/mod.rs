@@ -1,8 +1,8 @@
 //! A whole stack of processes with gateways over it, and a client that speaks HTTP/1.1.
 
-pub mod http;
-pub mod notifier;
-pub mod world;
+pub(crate) mod http;
+pub(crate) mod notifier;
+pub(crate) mod world;
 
-pub use http::{Answer, Api};
-pub use world::World;
+pub(crate) use http::Api;
+pub(crate) use world::World;

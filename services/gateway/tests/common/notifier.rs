@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use errand_bus::{Bus, Service};
+use errand_bus::{Bus, Service, ServiceBuilder};
 use errand_core::{DeliveryId, DestinationId, Error, ErrorCode};
 use errand_proto::v1;
 use uuid::Uuid;
@@ -73,23 +73,28 @@ fn delivered(destination: &v1::Destination) -> v1::Delivery {
     }
 }
 
+/// Adds methods over what is kept.
+macro_rules! offer {
+    ($bus:ident, $kept:ident, $deliveries:ident, $service:ident, $($method:literal ($request:ident: $kind:ty) $handle:expr;)*) => {$(
+        let (all, sent) = (Arc::clone($kept), Arc::clone($deliveries));
+        let subject = $bus.subjects().api("notifier", $method);
+        $service = $service.endpoint($method, subject, 64, move |$request: $kind| {
+            let (all, sent) = (Arc::clone(&all), Arc::clone(&sent));
+            async move { ($handle)(&all, &sent) }
+        });
+    )*};
+}
+
 /// Serves.
-pub async fn start(bus: &Bus) -> Service {
-    let kept = Kept::default();
-    let deliveries = Deliveries::default();
-    macro_rules! offer {
-        ($service:ident, $($method:literal ($request:ident: $kind:ty) $handle:expr;)*) => {$(
-            let (all, sent) = (Arc::clone(&kept), Arc::clone(&deliveries));
-            let subject = bus.subjects().api("notifier", $method);
-            $service = $service.endpoint($method, subject, 64, move |$request: $kind| {
-                let (all, sent) = (Arc::clone(&all), Arc::clone(&sent));
-                #[expect(clippy::redundant_closure_call, reason = "one shape for every method")]
-                async move { ($handle)(&all, &sent) }
-            });
-        )*};
-    }
-    let mut service = Service::builder(bus, "notifier", "stands in for the notifier");
-    offer! { service,
+pub(crate) async fn start(bus: &Bus) -> Service {
+    let (kept, deliveries) = (Kept::default(), Deliveries::default());
+    let service = Service::builder(bus, "notifier", "stands in for the notifier");
+    let service = offer_destinations(service, bus, &kept, &deliveries);
+    offer_deliveries(service, bus, &kept, &deliveries).start().await.unwrap()
+}
+
+fn offer_destinations(mut service: ServiceBuilder, bus: &Bus, kept: &Kept, deliveries: &Deliveries) -> ServiceBuilder {
+    offer! { bus, kept, deliveries, service,
         "status" (_r: v1::NotifierStatusRequest) |_: &Kept, _: &Deliveries| {
             Ok::<_, Error>(v1::NotifierStatusResponse::default())
         };
@@ -122,6 +127,12 @@ pub async fn start(bus: &Bus) -> Service {
         "deactivate_destination" (r: v1::DeactivateDestinationRequest) |all: &Kept, _: &Deliveries| {
             change(all, (r.tenant, r.destination_id), |kept| kept.status = v1::DestinationStatus::Inactive.into())
         };
+    }
+    service
+}
+
+fn offer_deliveries(mut service: ServiceBuilder, bus: &Bus, kept: &Kept, deliveries: &Deliveries) -> ServiceBuilder {
+    offer! { bus, kept, deliveries, service,
         "test_destination" (r: v1::TestDestinationRequest) |all: &Kept, sent: &Deliveries| {
             let found = change(all, (r.tenant.clone(), r.destination_id), |_| {})?;
             let delivery = delivered(&found.destination.unwrap());
@@ -156,5 +167,5 @@ pub async fn start(bus: &Bus) -> Service {
                 .ok_or_else(|| missing("event delivery"))
         };
     }
-    service.start().await.unwrap()
+    service
 }

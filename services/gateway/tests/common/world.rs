@@ -17,9 +17,9 @@ use uuid::Uuid;
 use super::{Api, notifier};
 
 /// Everything but gateways.
-pub struct World {
+pub(crate) struct World {
     runtime: Runtime,
-    stack: Mutex<Stack>,
+    _stack: Mutex<Stack>,
     broker: String,
     prefix: String,
     store: String,
@@ -28,15 +28,15 @@ pub struct World {
 }
 
 /// A gateway at work.
-pub struct Running {
-    pub address: SocketAddr,
+pub(crate) struct Running {
+    pub(crate) address: SocketAddr,
     shutdown: CancellationToken,
     ended: JoinHandle<anyhow::Result<()>>,
 }
 
 impl Running {
     /// Stops it in an orderly way.
-    pub async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.shutdown.cancel();
         self.ended.await.unwrap().unwrap();
     }
@@ -44,7 +44,7 @@ impl Running {
 
 impl World {
     /// The one of a store.
-    pub fn of(kind: StoreKind) -> &'static Self {
+    pub(crate) fn of(kind: StoreKind) -> &'static Self {
         static SQLITE: LazyLock<World> = LazyLock::new(|| World::start(StoreKind::Sqlite));
         static POSTGRES: LazyLock<World> = LazyLock::new(|| World::start(StoreKind::Postgres));
         // Starting blocks, which a test's runtime must not.
@@ -72,15 +72,15 @@ impl World {
         });
         let client = Client::new(bus, errand_client::default_tenant());
         let (broker, prefix, store) = (stack.broker.url(), stack.prefix().to_owned(), stack.store().to_owned());
-        let stack = Mutex::new(stack);
-        let world = Self { runtime, stack, broker, prefix, store, client, gateway: Mutex::default() };
+        let _stack = Mutex::new(stack);
+        let world = Self { runtime, _stack, broker, prefix, store, client, gateway: Mutex::default() };
         let running = world.gateway(&["--rate-limit", "0"]);
         *world.gateway.lock().unwrap() = Some(running);
         world
     }
 
     /// A further gateway, with these arguments. It belongs to the world's runtime, not to the test's.
-    pub fn gateway(&self, more: &[&str]) -> Running {
+    pub(crate) fn gateway(&self, more: &[&str]) -> Running {
         let given = ["errand-gateway", "--nats-url", &self.broker, "--prefix", &self.prefix];
         let own = ["--store", &self.store, "--listen", "127.0.0.1:0"];
         let config = Config::try_parse_from(given.iter().chain(&own).chain(more)).unwrap();
@@ -97,22 +97,22 @@ impl World {
     }
 
     /// The gateway that the tests share.
-    pub fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.gateway.lock().unwrap().as_ref().unwrap().address
     }
 
-    /// What it stands on.
-    pub fn stack(&self) -> std::sync::MutexGuard<'_, Stack> {
-        self.stack.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    /// Where its services keep their state.
+    pub(crate) fn store(&self) -> &str {
+        &self.store
     }
 
     /// A client of NATS, for a tenant.
-    pub fn client(&self, tenant: &Tenant) -> Client {
+    pub(crate) fn client(&self, tenant: &Tenant) -> Client {
         self.client.for_tenant(tenant.clone())
     }
 
     /// A key of a tenant.
-    pub async fn key(&self, tenant: &Tenant, scopes: &[&str]) -> String {
+    pub(crate) async fn key(&self, tenant: &Tenant, scopes: &[&str]) -> String {
         let secret = ApiSecret::generate();
         let scopes = scopes.iter().map(|scope| (*scope).to_owned()).collect();
         let key = NewApiKey { name: "test".into(), scopes, expires_at_ms: None };
@@ -126,19 +126,19 @@ impl World {
     }
 
     /// A new tenant.
-    pub fn tenant() -> Tenant {
+    pub(crate) fn tenant() -> Tenant {
         format!("t{}", Uuid::now_v7().simple()).parse().unwrap()
     }
 
     /// A new tenant, with a key for everything.
-    pub async fn api(&self) -> Api {
+    pub(crate) async fn api(&self) -> Api {
         let key = self.key(&Self::tenant(), &["admin"]).await;
         Api { address: self.address(), key }
     }
 }
 
 /// A task whose agent does what the input says.
-pub async fn task(api: &Api, more: Value) -> String {
+pub(crate) async fn task(api: &Api, more: Value) -> String {
     let mut body = json!({"name": Uuid::now_v7().to_string(), "agent_id": "agt_scripted"});
     for (key, value) in more.as_object().into_iter().flatten() {
         body[key] = value.clone();
@@ -147,14 +147,14 @@ pub async fn task(api: &Api, more: Value) -> String {
 }
 
 /// A run of a new task that takes these steps.
-pub async fn run(api: &Api, steps: Value) -> String {
+pub(crate) async fn run(api: &Api, steps: Value) -> String {
     let task = task(api, json!({})).await;
     let run = api.post(&format!("/v2/tasks/{task}/run"), &json!({"input": {"steps": steps}})).await.expect(201);
     run["id"].as_str().unwrap().to_owned()
 }
 
 /// Waits until a run has a status.
-pub async fn reaches(api: &Api, run: &str, status: &str) -> Value {
+pub(crate) async fn reaches(api: &Api, run: &str, status: &str) -> Value {
     errand_tests::eventually(&format!("{run} is {status}"), std::time::Duration::from_secs(60), async || {
         let body = api.get(&format!("/v2/task-runs/{run}")).await.body;
         (body["status"] == status).then_some(body)
