@@ -225,7 +225,8 @@ impl Store {
         })
     }
 
-    /// What waits, by destination; those that are active even where nothing does.
+    /// What waits, by destination, where most does first; those that are active even where nothing does. The first
+    /// thousand, which is what a message holds.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -235,7 +236,7 @@ impl Store {
                    LEFT JOIN (SELECT destination, COUNT(*) AS pending, MIN(position) AS first
                                 FROM delivery WHERE status = 0 GROUP BY destination) w ON w.destination = s.number
                    LEFT JOIN delivery f ON f.position = w.first
-                   WHERE s.status = 0 OR (s.status = 1 AND w.pending > 0) ORDER BY s.number LIMIT 10000";
+                   WHERE s.status = 0 OR (s.status = 1 AND w.pending > 0) ORDER BY COALESCE(w.pending, 0) DESC, s.number LIMIT 1000";
         let rows: Vec<WaitingRow> = match self.db() {
             Db::Sqlite(sqlite) => sqlx::query_as(sql).fetch_all(&sqlite.read).await?,
             Db::Postgres(pool) => sqlx::query_as(sql).fetch_all(pool).await?,
