@@ -58,7 +58,9 @@ async fn take(State(sink): State<Arc<Sink>>, headers: HeaderMap) -> StatusCode {
     }
     if let Some(at) = lock(&sink.published).get(id).copied() {
         let micros = u64::try_from((now - at).as_micros()).unwrap_or(u64::MAX);
-        lock(&sink.lags).saturating_record(micros);
+        if let Err(error) = lock(&sink.lags).record(micros) {
+            eprintln!("a lag cannot be recorded: {error}");
+        }
         sink.arrived.fetch_add(1, Ordering::AcqRel);
         sink.more.notify_waiters();
     }
