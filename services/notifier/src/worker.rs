@@ -29,6 +29,8 @@ use crate::switching::Switching;
 
 /// Deliveries of one destination in memory: waiting ones, beside those at work.
 const WINDOW: usize = 512;
+/// With those that are at work, and not yet written down.
+const MAX_KNOWN: usize = 2 * WINDOW;
 /// What these may take, in bytes.
 const WINDOW_BYTES: usize = 4 * 1024 * 1024;
 /// What is read at once of a destination that is probed.
@@ -268,7 +270,9 @@ impl Worker {
 
     fn wants_more(&self) -> bool {
         let low = if self.is_probed() { 1 } else { WINDOW / 2 };
-        self.more && self.resume_at.is_none() && self.window.waiting() < low
+        // What is sent and not written down is read again and again, so there may not be much of it.
+        let few = self.window.known() < MAX_KNOWN;
+        self.more && few && self.resume_at.is_none() && self.window.waiting() < low
     }
 
     /// Reads what is due. True: again, at once.
@@ -283,6 +287,7 @@ impl Worker {
         let limit = size + self.window.known();
         let mut rows = shared.store.due(number, time.0, choice, limit).await?;
         self.more = rows.len() == limit;
+        rows.retain(|due| !self.window.knows(due.position));
         let numbers: Vec<i64> = rows.iter().map(|due| due.event).collect();
         let messages = shared.events.get(&numbers).await?;
         let mut bytes = 0;
@@ -292,7 +297,7 @@ impl Worker {
         });
         if let Some(fitting) = fitting {
             // One at least, however large.
-            rows.truncate(fitting.max(self.window.known() + 1));
+            rows.truncate(fitting.max(1));
             self.more = true;
         }
         for due in &mut rows {
