@@ -161,8 +161,13 @@ async fn readme_over_http() {
     let output = command.env("ERRAND_URL", &dev.http_url).env("ERRAND_API_KEY", &dev.api_key).output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
-    for part in [r#""status":"completed""#, "Hello", r#""input":{"name":"Ada"}"#, "event: task_run.completed", r#""deleted":true"#]
-    {
+    for part in [
+        r#""status":"completed""#,
+        "Hello",
+        r#""input":{"name":"Ada"}"#,
+        "event: task_run.completed",
+        r#""deleted":true"#,
+    ] {
         assert!(said.contains(part), "{part}: {said}");
     }
     // The key of a folder stays the same, and others are made and ended by command.
@@ -170,7 +175,10 @@ async fn readme_over_http() {
     assert!(made["secret"].as_str().unwrap().starts_with("sk_"));
     dev.done(&["keys", "revoke", made["id"].as_str().unwrap()]);
     let listed = dev.done(&["keys", "list"]);
-    assert!(listed.len() == 2 && listed[0]["revoked_at"].is_string() && listed[0].get("secret").is_none(), "{listed:?}");
+    assert!(
+        listed.len() == 2 && listed[0]["revoked_at"].is_string() && listed[0].get("secret").is_none(),
+        "{listed:?}"
+    );
     let key = dev.api_key.clone();
     let mut child = dev.child;
     child.terminate();
