@@ -469,7 +469,7 @@ pub(crate) struct BenchHttpArgs {
     #[arg(long, short = 'n', value_name = "N", default_value_t = 20_000)]
     pub(crate) requests: usize,
     /// Connections, each with one request under way
-    #[arg(long, short = 'c', value_name = "N", default_value_t = 64)]
+    #[arg(long, short = 'c', value_name = "N", default_value_t = 128)]
     pub(crate) connections: usize,
     /// `sqlite` or `postgres` (in a temporary folder), sqlite://FOLDER or postgres://USER@HOST/DATABASE
     #[arg(long, value_name = "URL", default_value = "sqlite")]

@@ -176,7 +176,7 @@ impl StackConfig {
                 // Whoever asked may have given up.
                 told.send(address).ok();
             };
-            tasks.spawn("gateway", apart(|| errand_gateway::run_telling(gateway, shutdown, tell)));
+            tasks.spawn("gateway", apart(|| errand_gateway::run_telling(gateway, shutdown, Box::new(tell))));
         });
         Ok((part, listens))
     }

@@ -9,6 +9,7 @@ use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
 use bytes::Bytes;
 use errand_kit::Tasks;
+use futures::future::LocalBoxFuture;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -68,17 +69,26 @@ pub struct Gateway {
 /// # Errors
 /// Where the broker, the store or the address is not there at start, or a task fails for good.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
-    run_telling(config, shutdown, |_| {}).await
+    run_telling(config, shutdown, Box::new(|_| {})).await
 }
 
-/// Runs a gateway until shutdown, and tells where it listens once it does.
+/// Runs a gateway until shutdown, and tells where it listens once it does. Boxed, so that all of it is compiled here and
+/// not once more in each of its callers.
 ///
 /// # Errors
 /// As [`run`].
-pub async fn run_telling(
+pub fn run_telling(
     config: Config,
     shutdown: CancellationToken,
-    listens: impl FnOnce(SocketAddr),
+    listens: Box<dyn FnOnce(SocketAddr)>,
+) -> LocalBoxFuture<'static, anyhow::Result<()>> {
+    Box::pin(serve(config, shutdown, listens))
+}
+
+async fn serve(
+    config: Config,
+    shutdown: CancellationToken,
+    listens: Box<dyn FnOnce(SocketAddr)>,
 ) -> anyhow::Result<()> {
     let tls = match (&config.tls_certificate, &config.tls_key) {
         (Some(certificate), Some(key)) => Some(tls::acceptor(certificate, key)?),

@@ -100,7 +100,7 @@ async fn a_service_that_hangs_is_told_and_its_request_can_be_repeated() {
     let (handle, ends, config) = (tokio::runtime::Handle::current(), shutdown.clone(), config.unwrap());
     let ended = tokio::task::spawn_blocking(move || {
         let tell = move |address| told.send(address).unwrap();
-        handle.block_on(errand_gateway::run_telling(config, ends, tell))
+        handle.block_on(errand_gateway::run_telling(config, ends, Box::new(tell)))
     });
     let address = listens.await.unwrap();
     let (secret, client) = (ApiSecret::generate(), Client::new(stack.bus().await, "acme".parse().unwrap()));

@@ -90,7 +90,7 @@ impl World {
         let (handle, ends) = (self.runtime.handle().clone(), shutdown.clone());
         let ended = self.runtime.spawn_blocking(move || {
             let tell = move |address| told.send(address).unwrap();
-            handle.block_on(errand_gateway::run_telling(config, ends, tell))
+            handle.block_on(errand_gateway::run_telling(config, ends, Box::new(tell)))
         });
         let address = listens.recv().expect("the gateway serves");
         Running { address, shutdown, ended }
