@@ -70,6 +70,12 @@ impl Window {
         self.known.len()
     }
 
+    /// Whether it knows a delivery.
+    #[must_use]
+    pub fn knows(&self, position: i64) -> bool {
+        self.known.contains(&position)
+    }
+
     fn lane_of(&self, due: &Due) -> i64 {
         if self.ordered { due.object } else { due.position }
     }
