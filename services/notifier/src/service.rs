@@ -64,6 +64,7 @@ pub async fn run_with(config: Config, channels: Arc<dyn Channels>, shutdown: Can
     let catalog = Arc::new(Catalog::new(store.clone()));
     let shared = Arc::new(Shared {
         store: store.clone(),
+        catalog: Arc::clone(&catalog),
         events: Events::new(store.clone()),
         channels,
         vault,

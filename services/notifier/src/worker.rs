@@ -15,12 +15,13 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::catalog::Catalog;
 use crate::channel::{Channel, EXCERPT_CHARS, Failure, Message, Receipt};
 use crate::channels::Channels;
 use crate::claim::ClaimEnd;
 use crate::clock::now;
-use crate::delivery::{Due, Health, Next, Probing, Schedule, Status, Window, exhausts, left_alone};
-use crate::destination::{Destination, Vault};
+use crate::delivery::{Due, Health, Next, Probing, Schedule, Status as Stands, Window, exhausts, left_alone};
+use crate::destination::{Destination, Status, Vault};
 use crate::events::{Events, weight};
 use crate::figures::Figures;
 use crate::recorder::{Outcome, Outcomes, Settled};
@@ -62,6 +63,8 @@ pub struct Settings {
 pub struct Shared {
     /// The store.
     pub store: Store,
+    /// Destinations.
+    pub catalog: Arc<Catalog>,
     /// Events.
     pub events: Events,
     /// The types of destinations.
@@ -161,6 +164,7 @@ impl Worker {
             if self.wants_more() {
                 match self.load().await {
                     Ok(true) => continue,
+                    Ok(false) if self.orders.stop.is_cancelled() => return,
                     Ok(false) => {}
                     Err(error) => {
                         tracing::warn!(%error, destination = %self.destination.id, "the queue cannot be read");
@@ -248,16 +252,35 @@ impl Worker {
 
     fn change(&mut self) {
         let destination = Arc::clone(&self.orders.destination.borrow_and_update());
-        if destination.definition.ordered != self.destination.definition.ordered {
-            // Rows of the other order must not meet these: the supervisor starts anew.
+        self.adopt(&destination);
+    }
+
+    fn adopt(&mut self, destination: &Arc<Destination>) {
+        if destination.version <= self.destination.version {
+            return;
+        }
+        let (before, after) = (&self.destination.definition, &destination.definition);
+        if before.ordered != after.ordered || destination.status != Status::Active {
+            // Rows of the other order must not meet these: the supervisor starts anew, if there is to be another.
             self.orders.stop.cancel();
         }
-        self.destination = destination;
+        self.destination = Arc::clone(destination);
         self.channel = None;
         // Perhaps it is mended.
         (self.health.streak, self.health.probes) = (0, 0);
         self.resume_at = None;
         self.more = true;
+    }
+
+    /// Whoever was told of a change may publish at once: what is read from here on is sent as it says now. True: it is
+    /// to be served no more in this form.
+    async fn is_superseded(&mut self) -> Result<bool, StoreError> {
+        let picture = self.shared.catalog.refreshed().await?;
+        match picture.get(self.destination.number) {
+            Some(destination) => self.adopt(destination),
+            None => self.orders.stop.cancel(),
+        }
+        Ok(self.orders.stop.is_cancelled())
     }
 
     fn is_probed(&self) -> bool {
@@ -277,6 +300,9 @@ impl Worker {
 
     /// Reads what is due. True: again, at once.
     async fn load(&mut self) -> Result<bool, StoreError> {
+        if self.is_superseded().await? {
+            return Ok(false);
+        }
         let (number, shared, time) = (self.destination.number, Arc::clone(&self.shared), now());
         let (choice, size) = match (self.is_probed(), self.destination.definition.ordered) {
             (true, _) => (Choice::Oldest, PROBE),
@@ -393,15 +419,15 @@ impl Worker {
         let (taken, was_probed) = (result.is_ok(), self.is_probed());
         let health_changed = self.health.note(taken, at, probe);
         let log = log_of(&due, at, took, &result);
-        let (mut status, mut due_at) = (Status::Delivered, due.due_at);
+        let (mut status, mut due_at) = (Stands::Delivered, due.due_at);
         if let Err(failure) = &result {
             let attempt = due.attempts + 1 - due.base;
             let next = self.shared.settings.schedule.after_failure(attempt, failure, finished_at, rand::random());
             let next = if due.message.is_none() { Next::Exhausted } else { next };
             (status, due_at) = match next {
-                Next::Again(at) => (Status::Pending, at.0),
-                Next::Gone => (Status::Pending, finished_at.0),
-                Next::Exhausted => (Status::Failed, due.due_at),
+                Next::Again(at) => (Stands::Pending, at.0),
+                Next::Gone => (Stands::Pending, finished_at.0),
+                Next::Exhausted => (Stands::Failed, due.due_at),
             };
             self.dead = self.dead.take().or_else(|| self.death(next, attempt, &log, failure));
             self.leave_alone(failure);
@@ -409,7 +435,7 @@ impl Worker {
             self.resume_at = None;
         }
         self.count(&due, finished_at, status, taken);
-        let finished = status != Status::Pending;
+        let finished = status != Stands::Pending;
         let record = Record {
             position: due.position,
             destination: self.destination.number,
@@ -447,12 +473,12 @@ impl Worker {
         }
     }
 
-    fn count(&self, due: &Due, finished_at: Timestamp, status: Status, taken: bool) {
+    fn count(&self, due: &Due, finished_at: Timestamp, status: Stands, taken: bool) {
         let created_at = due.message.as_ref().map_or(finished_at, |message| message.created_at);
         self.shared.figures.note(self.destination.number, |counts| {
             counts.attempts += 1;
             counts.failed_attempts += u64::from(!taken);
-            counts.failed += u64::from(status == Status::Failed);
+            counts.failed += u64::from(status == Stands::Failed);
             if taken {
                 counts.delivered += 1;
                 counts.lag_ms = finished_at.millis_since(created_at);

@@ -93,13 +93,18 @@ const HOLD: &str = "UPDATE delivery SET due_at = $1
 const PUT_OFF: &str = "UPDATE delivery SET due_at = $1 WHERE position = $2 AND status = 0 AND due_at < $1";
 const HEALTH: &str = "UPDATE destination SET failing_since = $1 WHERE number = $2";
 
+/// An update in the form of an insertion that always conflicts: of `UPDATE ... FROM (VALUES ...)` SQLite may walk through
+/// the whole table, while `CROSS JOIN` says in which order to join.
 static RECORD: MultiRow = MultiRow::new(
-    "WITH v (position, before, status, due_at, finished_at, log) AS (VALUES",
+    "INSERT INTO delivery (position, destination, event, object, origin, status, attempts, base, due_at, created_at,
+                           finished_at, log)
+     SELECT d.position, d.destination, d.event, d.object, d.origin, v.column3, d.attempts + 1, d.base, v.column4,
+            d.created_at, v.column5, v.column6
+       FROM (VALUES",
     "(?,?,?,?,?,?)",
-    // `+`: by the position. Without them SQLite makes an index of 256 rows of `v`, and looks every delivery up in it.
-    ") UPDATE delivery SET status = v.status, attempts = v.before + 1, due_at = v.due_at, finished_at = v.finished_at,
-           log = v.log
-       FROM v WHERE delivery.position = +v.position AND +delivery.status = 0 AND delivery.attempts = +v.before",
+    ") v CROSS JOIN delivery d WHERE d.position = v.column1 AND d.attempts = v.column2 AND +d.status = 0
+     ON CONFLICT (position) DO UPDATE SET status = excluded.status, attempts = excluded.attempts,
+        due_at = excluded.due_at, finished_at = excluded.finished_at, log = excluded.log",
 );
 const PG_RECORD: &str = "UPDATE delivery SET status = v.status, attempts = v.before + 1, due_at = v.due_at,
         finished_at = v.finished_at, log = v.log

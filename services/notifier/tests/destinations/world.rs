@@ -105,7 +105,11 @@ impl World {
     pub(crate) fn add_notifier(&mut self) {
         let url = self.stack.broker.url();
         let mut arguments = vec!["notifier", "--nats-url", &url, "--prefix", self.stack.prefix()];
-        arguments.extend(["--store", self.stack.store(), "--master-key", MASTER_KEY, "--delivery-claim", "1s"]);
+        arguments.extend(["--store", self.stack.store(), "--master-key", MASTER_KEY]);
+        if !self.more.iter().any(|one| one == "--delivery-claim") {
+            // One that is killed is missed soon.
+            arguments.extend(["--delivery-claim", "1s"]);
+        }
         arguments.extend(self.more.iter().map(String::as_str));
         let config = Config::try_parse_from(arguments).unwrap();
         self.notifiers.push(Notifier::start(config, self.outside.clone()));
