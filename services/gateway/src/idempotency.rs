@@ -66,11 +66,13 @@ pub fn key_of(method: &Method, headers: &HeaderMap) -> Result<Option<String>, Er
     let Some(value) = values.next().filter(|_| !matches!(*method, Method::GET | Method::HEAD)) else { return Ok(None) };
     let invalid = || {
         ErrorCode::IDEMPOTENCY_KEY_ERROR
-            .with(format!("Idempotency-Key must be given once and have 1..{MAX_KEY} characters"))
+            .with(format!("Idempotency-Key must be given once and have 1..{MAX_KEY} characters of ASCII"))
             .at("Idempotency-Key")
     };
     let text = std::str::from_utf8(value.as_bytes()).map_err(|_| invalid())?;
-    let fits = (1..=MAX_KEY).contains(&text.chars().count()) && !text.trim().is_empty();
+    // What else a header may hold, clients and proxies spell in more ways than one.
+    let spelled = text.bytes().all(|byte| byte == b'\t' || (b' '..=b'~').contains(&byte));
+    let fits = (1..=MAX_KEY).contains(&text.len()) && spelled && !text.trim().is_empty();
     if !fits || values.next().is_some() {
         return Err(invalid());
     }
@@ -204,7 +206,7 @@ mod tests {
         assert_eq!(key_of(&Method::GET, &headers(b"x")), Ok(None));
         assert_eq!(key_of(&Method::POST, &headers(b"order-1")), Ok(Some("order-1".into())));
         assert!(key_of(&Method::POST, &headers("k".repeat(256).as_bytes())).is_ok());
-        for wrong in [b"".as_slice(), b" ", "k".repeat(257).as_bytes(), b"\xff"] {
+        for wrong in [b"".as_slice(), b" ", "k".repeat(257).as_bytes(), b"\xff", "é".as_bytes()] {
             assert_eq!(key_of(&Method::POST, &headers(wrong)).unwrap_err().code, ErrorCode::IDEMPOTENCY_KEY_ERROR);
         }
     }

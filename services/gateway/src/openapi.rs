@@ -113,7 +113,7 @@ fn finish_operation(path: &str, method: &str, operation: &mut Value) {
             parameters.push(json!({
                 "name": "Idempotency-Key", "in": "header", "required": false,
                 "description": "The same key and request within 24 h: the first answer again",
-                "schema": {"type": "string", "minLength": 1, "maxLength": 256, "pattern": "^[!-~]+$"},
+                "schema": {"type": "string", "minLength": 1, "maxLength": 256, "pattern": "^[\\t -~]*[!-~][\\t -~]*$"},
             }));
         }
         if path.ends_with("/events") {
@@ -173,7 +173,7 @@ fn finish_parameter(path: &str, parameter: &mut Value) {
         }
     }
     if schema["type"] == "array" {
-        schema["maxItems"] = 50.into();
+        schema["maxItems"] = crate::query::MAX_VALUES.into();
     }
 }
 

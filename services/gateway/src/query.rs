@@ -15,6 +15,9 @@ use crate::answer::Failure;
 /// Parameters that one request may have.
 const MAX_PARAMETERS: usize = 200;
 
+/// Values that one filter may have.
+pub const MAX_VALUES: usize = 50;
+
 /// A query string on its way into a request: each parameter is taken once, and what is left over is refused.
 #[derive(Debug, Clone, Default)]
 pub struct Query {
@@ -69,9 +72,17 @@ impl Query {
     }
 
     /// A parameter that may be repeated, or hold several values with commas between.
-    pub fn many(&mut self, name: &str) -> Vec<String> {
+    ///
+    /// # Errors
+    /// `request`/`input_invalid` for more than [`MAX_VALUES`].
+    pub fn many(&mut self, name: &str) -> Result<Vec<String>, Error> {
         let found = self.pairs.extract_if(.., |(key, _)| key == name || key.strip_suffix("[]") == Some(name));
-        found.flat_map(|(_, value)| value.split(',').map(str::to_owned).collect::<Vec<_>>()).collect()
+        let all: Vec<String> =
+            found.flat_map(|(_, value)| value.split(',').map(str::to_owned).collect::<Vec<_>>()).collect();
+        if all.len() > MAX_VALUES {
+            return Err(ErrorCode::INPUT_INVALID.with(format!("{name} may have {MAX_VALUES} values")).at(name));
+        }
+        Ok(all)
     }
 
     /// Several values of an enumeration.
@@ -85,7 +96,7 @@ impl Query {
                 ErrorCode::INPUT_INVALID.with(format!("{name} must be one of {}", known.join(", "))).at(name)
             })
         };
-        self.many(name).into_iter().map(value).collect()
+        self.many(name)?.into_iter().map(value).collect()
     }
 
     /// A time, in milliseconds since the Unix epoch.
@@ -170,11 +181,18 @@ mod tests {
     fn parameters_are_taken_once_and_the_rest_is_named() {
         let mut query =
             Query::parse("status=failed,canceled&status=queued&metadata%5Border%5D=4711&limit=5&x=1").unwrap();
-        assert_eq!(query.many("status"), ["failed", "canceled", "queued"]);
+        assert_eq!(query.many("status").unwrap(), ["failed", "canceled", "queued"]);
         assert_eq!(query.metadata().unwrap(), BTreeMap::from([("order".to_owned(), "4711".to_owned())]));
         assert_eq!(query.page().unwrap().limit, 5);
         let error = query.finish().unwrap_err();
         assert_eq!((error.code, error.field.as_deref()), (ErrorCode::FIELD_UNKNOWN, Some("x")));
+    }
+
+    #[test]
+    fn a_filter_has_so_many_values_and_no_more() {
+        let of = |count: usize| Query::parse(&vec!["a=1"; count].join("&")).unwrap().many("a");
+        assert_eq!(of(MAX_VALUES).unwrap().len(), MAX_VALUES);
+        assert_eq!(of(MAX_VALUES + 1).unwrap_err().field.as_deref(), Some("a"));
     }
 
     #[test]

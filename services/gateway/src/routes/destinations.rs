@@ -76,7 +76,7 @@ async fn list_destinations(State(gateway): State<Arc<Gateway>>, access: Access, 
     let request = v1::ListDestinationsRequest {
         tenant: access.tenant.to_string(),
         page: Some(query.page()?),
-        r#type: query.many("type"),
+        r#type: query.many("type")?,
         status: query.named("status", &all)?.into_iter().map(Into::into).collect(),
     };
     query.finish()?;
@@ -310,7 +310,7 @@ async fn list_deliveries(State(gateway): State<Arc<Gateway>>, access: Access, id
         destination_id: destination_id(&id)?,
         page: Some(query.page()?),
         status: query.named("status", &all)?.into_iter().map(Into::into).collect(),
-        event_type: query.many("event_type"),
+        event_type: query.many("event_type")?,
     };
     query.finish()?;
     let answer: v1::ListDeliveriesResponse = gateway.backend.notifier("list_deliveries", &request).await?;

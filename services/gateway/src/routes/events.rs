@@ -90,7 +90,7 @@ async fn list_events(
     headers: HeaderMap,
     mut query: Query,
 ) -> Result<Response> {
-    let types = query.many("type");
+    let types = query.many("type")?;
     let filters = filters(&gateway, &access.tenant, &types)?;
     if live::is_wanted(&headers) {
         query.finish()?;

@@ -45,7 +45,7 @@ fn runner_id(id: &PathId) -> std::result::Result<RunnerId, Error> {
 )]
 async fn list_runners(State(gateway): State<Arc<Gateway>>, _: Access, mut query: Query) -> Result {
     let page = query.page()?;
-    let agent_id = query.many("agent_id");
+    let agent_id = query.many("agent_id")?;
     query.finish()?;
     Ok(pages::of(runners(&gateway, agent_id).await?.iter().map(json::runner).collect(), &page)?)
 }

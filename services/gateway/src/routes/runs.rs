@@ -77,11 +77,11 @@ async fn list_runs(State(gateway): State<Arc<Gateway>>, access: Access, mut quer
         page: Some(query.page()?),
         status: statuses.into_iter().map(|status| v1::RunStatus::from(status).into()).collect(),
         result: results.into_iter().map(|result| v1::RunResult::from(result).into()).collect(),
-        task_id: query.many("task_id"),
-        agent_id: query.many("agent_id"),
-        source_id: query.many("source_id"),
-        session_id: query.many("session_id"),
-        credential_id: query.many("credential_id"),
+        task_id: query.many("task_id")?,
+        agent_id: query.many("agent_id")?,
+        source_id: query.many("source_id")?,
+        session_id: query.many("session_id")?,
+        credential_id: query.many("credential_id")?,
         created_after_ms: query.time("created_after")?,
         created_before_ms: query.time("created_before")?,
         metadata: query.metadata()?,
@@ -103,7 +103,7 @@ struct Include {
 impl Include {
     fn take(query: &mut Query) -> std::result::Result<Self, Error> {
         let mut include = Self::default();
-        for value in query.many("include") {
+        for value in query.many("include")? {
             match value.as_str() {
                 "input" => include.input = true,
                 "storage" => include.storage = true,

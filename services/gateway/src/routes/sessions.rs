@@ -45,7 +45,7 @@ async fn list_sessions(State(gateway): State<Arc<Gateway>>, access: Access, mut 
         tenant: access.tenant.to_string(),
         page: Some(query.page()?),
         status: statuses.into_iter().map(|status| v1::SessionStatus::from(status).into()).collect(),
-        agent_id: query.many("agent_id"),
+        agent_id: query.many("agent_id")?,
     };
     query.finish()?;
     let answer: v1::ListSessionsResponse = gateway.backend.pool("list_sessions", &request).await?;

@@ -54,7 +54,7 @@ fn task_ref(id: &PathId) -> std::result::Result<String, Error> {
 )]
 async fn list_tasks(State(gateway): State<Arc<Gateway>>, access: Access, mut query: Query) -> Result {
     let page = Some(query.page()?);
-    let agent_id = query.many("agent_id");
+    let agent_id = query.many("agent_id")?;
     query.finish()?;
     let request = v1::ListTasksRequest { tenant: access.tenant.to_string(), page, agent_id };
     let answer: v1::ListTasksResponse = gateway.backend.dispatcher("list_tasks", &request).await?;

@@ -59,6 +59,14 @@ fn made(request: v1::CreateDestinationRequest) -> Result<v1::Destination, Error>
     })
 }
 
+/// A page's place must be an object's id, as with the notifier.
+fn check_place<Id: std::str::FromStr<Err: std::fmt::Display>>(page: Option<&v1::Page>) -> Result<(), Error> {
+    let page = errand_proto::page(page)?;
+    errand_proto::optional_id::<Id>("starting_after", &page.starting_after)?;
+    errand_proto::optional_id::<Id>("ending_before", &page.ending_before)?;
+    Ok(())
+}
+
 fn delivered(destination: &v1::Destination) -> v1::Delivery {
     v1::Delivery {
         id: DeliveryId::from_uuid(Uuid::now_v7()).to_string(),
@@ -144,12 +152,14 @@ fn offer_deliveries(mut service: ServiceBuilder, bus: &Bus, kept: &Kept, deliver
             Ok::<_, Error>(v1::ReplayResponse { until_ms: r.since_ms + 1 })
         };
         "list_destinations" (r: v1::ListDestinationsRequest) |all: &Kept, _: &Deliveries| {
+            check_place::<DestinationId>(r.page.as_ref())?;
             let all = all.lock().unwrap();
             let own = all.iter().filter(|((tenant, _), _)| *tenant == r.tenant).map(|(_, kept)| kept.clone());
             let destinations = own.take(r.page.unwrap_or_default().limit as usize).collect();
             Ok::<_, Error>(v1::ListDestinationsResponse { destinations, page: None })
         };
         "list_deliveries" (r: v1::ListDeliveriesRequest) |all: &Kept, sent: &Deliveries| {
+            check_place::<DeliveryId>(r.page.as_ref())?;
             change(all, (r.tenant, r.destination_id.clone()), |_| {})?;
             let sent = sent.lock().unwrap();
             let own = sent.values().filter(|delivery| delivery.destination_id == r.destination_id).cloned();
