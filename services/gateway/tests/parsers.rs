@@ -140,7 +140,7 @@ fn ask(text: &str) {
     fair(query.time("created_after"));
     fair(query.parsed::<u32>("timeout", "a number"));
     fair(query.named("status", &[("failed", 1)]));
-    query.many("include");
+    fair(query.many("include"));
     fair(query.finish());
 }
 
