@@ -43,6 +43,8 @@ pub(crate) enum DestinationsCommand {
     Activate { destination: DestinationId },
     /// Sends no more to it; what it is to get is kept
     Deactivate { destination: DestinationId },
+    /// How each destination fares: what waits and since when, attempts, outcomes, delay
+    Figures,
     /// Sends once more what was published since a time
     Replay {
         destination: DestinationId,

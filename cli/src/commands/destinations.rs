@@ -47,12 +47,44 @@ pub(crate) async fn run(args: DestinationsArgs, client: &Client, out: Output) ->
         }
         C::Activate { destination } => status(client.activate_destination(destination).await?, out),
         C::Deactivate { destination } => status(client.deactivate_destination(destination).await?, out),
+        C::Figures => figures(client, out).await,
         C::Replay { destination, since } => {
             let until = client.replay(destination, Timestamp(since)).await?;
             let value = serde_json::json!({"destination_id": destination.to_string(), "until": json::time(until.0)});
             out.item(&value, |value| format!("what was published until {} is sent again", cell(value, "until")))
         }
     }
+}
+
+const FIGURES: &[(&str, &str)] = &[
+    ("DESTINATION", "destination_id"),
+    ("PENDING", "pending"),
+    ("OLDEST MS", "oldest_pending_ms"),
+    ("ATTEMPTS", "attempts"),
+    ("DELIVERED", "delivered"),
+    ("FAILED ATTEMPTS", "failed_attempts"),
+    ("GIVEN UP", "failed"),
+    ("LAG MS", "lag_ms"),
+];
+
+/// What waits is of the store; the counts are of the notifier that answers, since its start.
+async fn figures(client: &Client, out: Output) -> anyhow::Result<()> {
+    let status = client.notifier_status().await?;
+    let own = status.destinations.iter().filter(|figures| figures.tenant == client.tenant().as_str());
+    let rows = own.map(|figures| {
+        serde_json::json!({
+            "object": "event_destination_figures",
+            "destination_id": figures.destination_id,
+            "pending": figures.pending,
+            "oldest_pending_ms": figures.oldest_pending_ms,
+            "attempts": figures.attempts,
+            "delivered": figures.delivered,
+            "failed_attempts": figures.failed_attempts,
+            "failed": figures.failed,
+            "lag_ms": figures.lag_ms,
+        })
+    });
+    out.list(&rows.collect::<Vec<Value>>(), FIGURES)
 }
 
 fn status(destination: v1::Destination, out: Output) -> anyhow::Result<()> {
