@@ -1,6 +1,7 @@
 //! The OpenAPI document: what the handlers say, and what holds for all of them.
 
 use bytes::Bytes;
+use errand_core::limits;
 use serde_json::{Map, Value, json};
 use utoipa::openapi::OpenApi;
 
@@ -214,7 +215,7 @@ fn finish_requests(schemas: &mut Value) {
         let kind = if nullable { json!(["string", "null"]) } else { json!("string") };
         set(object, "agent_id", json!({"type": kind, "pattern": AGENT}));
         set(object, "name", json!({"type": kind, "pattern": "^[^\\x00-\\x1f\\x7f-\\x9f]{1,128}$"}));
-        set(object, "prompt", json!({"type": ["string", "null"], "maxLength": 16384}));
+        set(object, "prompt", json!({"type": ["string", "null"], "maxLength": limits::MAX_PROMPT_BYTES}));
         set(object, "input_schema", schema.clone());
         set(object, "output_schema", schema.clone());
     }

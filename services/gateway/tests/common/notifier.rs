@@ -62,6 +62,7 @@ fn made(request: v1::CreateDestinationRequest) -> Result<v1::Destination, Error>
 /// A page's place must be an object's id, as with the notifier.
 fn check_place<Id: std::str::FromStr<Err: std::fmt::Display>>(page: Option<&v1::Page>) -> Result<(), Error> {
     let page = errand_proto::page(page)?;
+    errand_proto::optional_id::<Id>("cursor", &page.cursor)?;
     errand_proto::optional_id::<Id>("starting_after", &page.starting_after)?;
     errand_proto::optional_id::<Id>("ending_before", &page.ending_before)?;
     Ok(())
