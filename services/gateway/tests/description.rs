@@ -57,7 +57,14 @@ async fn schemathesis_finds_nothing() {
         .arg(repository().join("services/gateway/tests/schemathesis.toml"))
         .args(["run", &format!("http://{}/v2/openapi.json", api.address), "--checks", "all", "--seed", "1"])
         .args(["--phases", "examples,coverage,fuzzing", "--max-examples", &examples, "--workers", "1"])
-        .args(["--generation-deterministic", "--max-failures", "20", "--continue-on-failure", "--request-timeout", "30"])
+        .args([
+            "--generation-deterministic",
+            "--max-failures",
+            "20",
+            "--continue-on-failure",
+            "--request-timeout",
+            "30",
+        ])
         .args(["-H", &format!("Authorization: Bearer {}", api.key)]);
     done(schemathesis).await;
 }

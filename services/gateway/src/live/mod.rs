@@ -6,5 +6,5 @@ mod wait;
 
 pub use hub::{Heard, Hub, Limits, Listener, Topic};
 pub(crate) use sse::away;
-pub use sse::{all_events, find, fits, is_wanted, run_events};
+pub use sse::{all_events, find, fits, is_wanted, last_event_id, run_events};
 pub use wait::final_run;

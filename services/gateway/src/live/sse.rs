@@ -37,8 +37,8 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 ///
 /// # Errors
 /// `request`/`input_invalid` where it is none.
-fn last_event_id(headers: &HeaderMap) -> std::result::Result<Option<EventId>, Error> {
-    let Some(value) = headers.get(LAST_EVENT_ID).filter(|value| !value.is_empty()) else { return Ok(None) };
+pub fn last_event_id(headers: &HeaderMap) -> std::result::Result<Option<EventId>, Error> {
+    let Some(value) = headers.get(LAST_EVENT_ID) else { return Ok(None) };
     let invalid = || ErrorCode::INPUT_INVALID.with("Last-Event-ID is not an event's id").at("Last-Event-ID");
     value.to_str().ok().and_then(|text| text.parse().ok()).map(Some).ok_or_else(invalid)
 }

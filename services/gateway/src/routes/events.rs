@@ -96,6 +96,8 @@ async fn list_events(
         query.finish()?;
         return live::all_events(&gateway, access, types, filters, &headers).await;
     }
+    // It says nothing to a page, but a wrong one is wrong.
+    live::last_event_id(&headers)?;
     let page = query.page()?;
     query.finish()?;
     Ok(self::page(&gateway, &access.tenant, &filters, &page).await?.into_response())

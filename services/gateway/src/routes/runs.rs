@@ -319,6 +319,8 @@ async fn list_run_events(
         query.finish()?;
         return live::run_events(&gateway, access, run, &headers).await;
     }
+    // It says nothing to a page, but a wrong one is wrong.
+    live::last_event_id(&headers)?;
     let page = query.page()?;
     query.finish()?;
     let request = v1::GetRunRequest {
