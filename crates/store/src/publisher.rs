@@ -13,7 +13,7 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::db::{Db, StoreError};
-use crate::outbox::{Order, Staged, Stored, WRITER_SHIFT, decode_rows, first_position, now_ms};
+use crate::outbox::{Backlog, Order, Staged, Stored, WRITER_SHIFT, decode_rows, first_position, now_ms};
 use crate::recovery::{self, Turn};
 
 /// Events that go to the broker at once.
@@ -38,6 +38,7 @@ pub struct Publisher {
     writer: i64,
     orders: mpsc::Receiver<Order>,
     behind: Arc<AtomicBool>,
+    backlog: Arc<Backlog>,
     /// The last of our events that the stream has, with all before it.
     published: i64,
     /// By writer: the greatest place in the stream that an event of its got, and the event's id.
@@ -46,10 +47,17 @@ pub struct Publisher {
 }
 
 impl Publisher {
-    pub(crate) fn new(db: Db, bus: Bus, writer: i64, orders: mpsc::Receiver<Order>, behind: Arc<AtomicBool>) -> Self {
+    pub(crate) fn new(
+        db: Db,
+        bus: Bus,
+        writer: i64,
+        orders: mpsc::Receiver<Order>,
+        behind: Arc<AtomicBool>,
+        backlog: Arc<Backlog>,
+    ) -> Self {
         let published = first_position(writer) - 1;
         let link = bus.clone();
-        Self { db, bus, link, writer, orders, behind, published, acked: HashMap::new(), flushed: published }
+        Self { db, bus, link, writer, orders, behind, backlog, published, acked: HashMap::new(), flushed: published }
     }
 
     /// Publishes until shutdown, and then what still waits, as long as the broker takes it.
@@ -141,6 +149,7 @@ impl Publisher {
             }
         }
         self.published = self.published.max(newest.unwrap_or(0));
+        self.backlog.end(self.published);
         Ok(())
     }
 

@@ -19,6 +19,7 @@ use uuid::Uuid;
 
 use crate::catalog::{Catalog, unavailable};
 use crate::effects::Effects;
+use crate::observe::Commit;
 use crate::store::{Batch, Store};
 
 /// Commands in one commit.
@@ -304,6 +305,7 @@ impl Engine {
                 None => {}
             }
         }
+        let commit = Commit::begin(batch.new.len() + batch.changed.len());
         let conflicts = match self.commit_batch(&mut batch).await {
             Ok(conflicts) => conflicts,
             Err(error) => {
@@ -319,6 +321,7 @@ impl Engine {
             }
         }
         self.outbox.publish(batch.events);
+        commit.ended(effects.iter().filter(|(id, ..)| !conflicts.contains(id)).map(|(_, run, _)| run));
         self.effects.send(effects.into_iter().filter(|(id, ..)| !conflicts.contains(id)));
         let (conflicted, done): (Vec<_>, Vec<_>) =
             settled.into_iter().partition(|(work, _)| conflicts.contains(&work.run_id));

@@ -17,6 +17,7 @@ use uuid::Uuid;
 
 use crate::pool::{AgentView, Beat, Decisions, Grant, Loss, Pool, Registration, Release, RunnerView, Start, Want};
 use crate::store::{CommitError, Ownership, Store};
+use crate::waits::Waits;
 
 /// Messages that wait for the engine; then their senders wait.
 const QUEUE: usize = 4_096;
@@ -112,6 +113,7 @@ pub struct Engine<E> {
     pool: Pool,
     inputs: mpsc::Receiver<Input>,
     effects: E,
+    waits: Waits,
 }
 
 /// The line to an engine that is to be.
@@ -146,7 +148,7 @@ impl<E: Effects> Engine<E> {
         inputs: mpsc::Receiver<Input>,
         effects: E,
     ) -> Self {
-        Self { store, owner, outbox, pool, inputs, effects }
+        Self { store, owner, outbox, pool, inputs, effects, waits: Waits::default() }
     }
 
     /// Decides, commits and does, until `draining`; then what waits is done, and no more.
@@ -171,6 +173,7 @@ impl<E: Effects> Engine<E> {
             let answers: Vec<Answer> = inputs.drain(..).filter_map(|input| self.handle(input, now)).collect();
             if Instant::now() >= next_tick {
                 self.pool.tick(now, self.effects.reachable());
+                self.waits.show(&self.pool.agent_views());
                 next_tick = Instant::now() + TICK;
             }
             self.pool.settle(now, &mut || SessionId::from_uuid(Uuid::now_v7()));
@@ -190,8 +193,10 @@ impl<E: Effects> Engine<E> {
         let pool = &mut self.pool;
         match input {
             Input::Acquire(wants, reply) => {
+                let waits = &mut self.waits;
                 let refused = wants.into_iter().filter_map(|want| {
                     let run_id = want.run_id;
+                    waits.begin(&want);
                     pool.acquire(want, now).err().map(|error| (run_id, error))
                 });
                 let refused = refused.collect();
@@ -199,6 +204,7 @@ impl<E: Effects> Engine<E> {
             }
             Input::Release(releases, reply) => {
                 for release in releases {
+                    self.waits.forget(release.run_id);
                     pool.release(release, now);
                 }
                 answer(reply, ())
@@ -274,8 +280,9 @@ impl<E: Effects> Engine<E> {
         }
     }
 
-    fn perform(&self, decisions: Decisions) {
+    fn perform(&mut self, decisions: Decisions) {
         for grant in decisions.grants {
+            self.waits.end(&grant);
             self.effects.grant(grant);
         }
         for start in decisions.starts {

@@ -2,7 +2,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use errand_bus::{Bus, BusError, Service};
+use errand_bus::{Bus, BusError, Service, trace};
 use errand_core::session::{Session, SessionStatus};
 use errand_core::{AgentId, Error, ErrorCode, SessionId, Tenant, Timestamp, limits};
 use errand_proto::{id, lease, named, optional_id, page, v1};
@@ -138,6 +138,8 @@ fn want(wire: &v1::Want) -> Result<Want, Error> {
         priority: wire.priority,
         queued_at: Timestamp(wire.queued_at_ms),
         attempt: wire.attempt,
+        // Of this size or not at all: it stays in memory for as long as the run waits.
+        traceparent: trace::is_valid(&wire.traceparent).then(|| wire.traceparent.as_str().into()),
     })
 }
 
