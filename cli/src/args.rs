@@ -122,6 +122,9 @@ pub(crate) struct NatsConfigArgs {
     /// Runners that get a user of their own, by names of your choice: each is confined to its own subjects
     #[arg(long, value_delimiter = ',', value_name = "NAME")]
     pub(crate) runners: Vec<String>,
+    /// Subjects outside of Errand's that the notifier may publish on, for destinations of type `nats` on this broker
+    #[arg(long, value_delimiter = ',', value_name = "SUBJECT")]
+    pub(crate) notifier_publishes: Vec<String>,
     /// The servers' certificate in PEM, as the servers find it: turns TLS on
     #[arg(long, value_name = "FILE", requires = "tls_key")]
     pub(crate) tls_certificate: Option<PathBuf>,

@@ -89,7 +89,8 @@ impl Permissions {
         permissions
     }
 
-    fn publish(&mut self, subjects: impl IntoIterator<Item = String>) {
+    /// Lets publish on further subjects.
+    pub fn publish(&mut self, subjects: impl IntoIterator<Item = String>) {
         self.publish.extend(subjects);
     }
 
@@ -159,6 +160,10 @@ impl Permissions {
         self.add_service("notifier", subjects);
         self.add_publisher(subjects);
         self.add_consumer(StreamKind::Event, "notifier", subjects);
+        self.add_consumer(StreamKind::Event, "notifier-destinations", subjects);
+        // Among notifiers.
+        self.publish([subjects.notifier("*")]);
+        self.subscribe([subjects.notifier("*")]);
         self.add_follower(subjects, ">");
         self.publish([subjects.notify("*", "*", "*")]);
     }

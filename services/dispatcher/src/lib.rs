@@ -5,11 +5,7 @@ pub mod catalog;
 pub mod config;
 pub mod effects;
 pub mod engine;
-<<<<<<< HEAD
-=======
 mod observe;
-pub mod paging;
->>>>>>> 4ad8370 (Telemetry: one trace per run over all services, metrics by OTLP and on /metrics; users of the broker)
 pub mod run_filter;
 pub mod schema;
 pub mod service;

@@ -3,14 +3,9 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-<<<<<<< HEAD
-use errand_bus::Bus;
-use errand_kit::{Tasks, health};
-use errand_store::Outbox;
-=======
 use errand_bus::{Bus, StreamKind};
 use errand_kit::{Tasks, health, metrics};
->>>>>>> 4ad8370 (Telemetry: one trace per run over all services, metrics by OTLP and on /metrics; users of the broker)
+use errand_store::Outbox;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -85,7 +80,6 @@ pub async fn run_with(config: Config, channels: Arc<dyn Channels>, shutdown: Can
     if let Some(listen) = config.kit.health_listen {
         tasks.spawn("health", health::serve(listen, bus.clone(), shutdown.clone()));
     }
-<<<<<<< HEAD
     // The publisher stops behind those who give it work.
     let draining = CancellationToken::new();
     tasks.spawn("publisher", {
@@ -93,11 +87,10 @@ pub async fn run_with(config: Config, channels: Arc<dyn Channels>, shutdown: Can
         async move { Ok(publisher.run(draining).await?) }
     });
     tasks.spawn("hints", hints.clone().listen(shutdown.clone()));
-=======
-    let pending = metrics::watch_consumer(bus.clone(), StreamKind::Event, "notifier", shutdown.clone());
-    tasks.spawn("pending", pending);
-    let service = transport::serve(&bus, Arc::clone(&progress)).await?;
->>>>>>> 4ad8370 (Telemetry: one trace per run over all services, metrics by OTLP and on /metrics; users of the broker)
+    for durable in ["notifier", "notifier-destinations"] {
+        let pending = metrics::watch_consumer(bus.clone(), StreamKind::Event, durable, shutdown.clone());
+        tasks.spawn("pending", pending);
+    }
     tasks.spawn("lag", report(bus.clone(), Arc::clone(&progress), shutdown.clone()));
     let consuming = transport::consume(bus.clone(), config.batch, progress, shutdown.clone());
     tasks.spawn("events", async move { Ok(consuming.await?) });

@@ -21,7 +21,7 @@ use crate::output::Output;
 use jwt::Claim;
 
 pub(crate) fn run(args: &NatsConfigArgs, global: &Global, out: Output) -> anyhow::Result<()> {
-    let writer = Writer::open(&args.folder)?;
+    let writer = Writer { notifier_publishes: args.notifier_publishes.clone(), ..Writer::open(&args.folder)? };
     let server = writer.server(args)?;
     let mut users = Vec::new();
     let subjects = Subjects::new(&global.prefix);
@@ -65,6 +65,7 @@ struct Writer {
     account: KeyPair,
     system: KeyPair,
     at: u64,
+    notifier_publishes: Vec<String>,
 }
 
 impl Writer {
@@ -80,6 +81,7 @@ impl Writer {
             system: key("system", KeyPairType::Account)?,
             folder: folder.to_owned(),
             at: SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs(),
+            notifier_publishes: Vec::new(),
         })
     }
 
@@ -117,7 +119,10 @@ impl Writer {
             Part::Runner(Some(id)) => vec![format!("runner:{id}")],
             _ => Vec::new(),
         };
-        let permissions = Permissions::of(part, name, subjects);
+        let mut permissions = Permissions::of(part, name, subjects);
+        if *part == Part::Notifier {
+            permissions.publish(self.notifier_publishes.iter().cloned());
+        }
         let jwt = self.claim(&self.account, &key, name).user(&permissions, &tags)?;
         let text = format!(
             "-----BEGIN NATS USER JWT-----\n{jwt}\n------END NATS USER JWT------\n\n\

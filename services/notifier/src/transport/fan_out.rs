@@ -3,16 +3,9 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-<<<<<<< HEAD:services/notifier/src/transport/fan_out.rs
 use errand_bus::{Bus, BusError, Delivery, HeaderMap, InOrderConfig, StreamKind, Verdict, consume_in_order, trace};
-=======
-use errand_bus::{
-    Bus, BusError, Delivery, HeaderMap, InOrderConfig, Service, StreamKind, Verdict, consume_in_order, trace,
-};
-use errand_core::{Error, ErrorCode, Timestamp};
+use errand_core::Timestamp;
 use errand_kit::metrics;
-use errand_proto::v1;
->>>>>>> 4ad8370 (Telemetry: one trace per run over all services, metrics by OTLP and on /metrics; users of the broker):services/notifier/src/transport.rs
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::now;
