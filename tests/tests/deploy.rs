@@ -74,7 +74,7 @@ fn kubernetes_takes_the_manifests() {
         assert!(errors.is_empty(), "{kind} {}: {errors:#?}", resource["metadata"]["name"]);
         *kinds.entry(kind).or_default() += 1;
     }
-    assert_eq!((kinds["Deployment"], kinds["PodDisruptionBudget"], kinds["HorizontalPodAutoscaler"]), (5, 5, 2));
+    assert_eq!((kinds["Deployment"], kinds["PodDisruptionBudget"], kinds["HorizontalPodAutoscaler"]), (6, 6, 2));
 }
 
 #[test]

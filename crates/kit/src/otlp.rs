@@ -32,7 +32,11 @@ pub(crate) struct Poster {
 impl Poster {
     /// Over the runtime that this is called in.
     pub(crate) fn new() -> Self {
-        Self { runtime: Handle::current(), failing: Arc::default(), client: Client::builder(TokioExecutor::new()).build_http() }
+        Self {
+            runtime: Handle::current(),
+            failing: Arc::default(),
+            client: Client::builder(TokioExecutor::new()).build_http(),
+        }
     }
 }
 
@@ -50,7 +54,9 @@ impl HttpClient for Poster {
         let failed = posted.as_ref().map_or(true, |response| !response.status().is_success());
         if failed != self.failing.swap(failed, Ordering::Relaxed) {
             match &posted {
-                Ok(response) if failed => tracing::warn!(status = %response.status(), "the collector refuses telemetry"),
+                Ok(response) if failed => {
+                    tracing::warn!(status = %response.status(), "the collector refuses telemetry")
+                }
                 Err(error) => tracing::warn!(%error, "the collector does not take telemetry"),
                 Ok(_) => tracing::info!("the collector takes telemetry again"),
             }
