@@ -21,7 +21,8 @@ fn read(file: &Path) -> String {
 
 /// The documents of a YAML file, anchors and `<<` resolved.
 fn documents(file: &Path) -> Vec<Value> {
-    let documents = serde_yaml_ng::Deserializer::from_str(&read(file)).map(|document| {
+    let text = read(file);
+    let documents = serde_yaml_ng::Deserializer::from_str(&text).map(|document| {
         let mut value =
             serde_yaml_ng::Value::deserialize(document).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
         value.apply_merge().unwrap_or_else(|error| panic!("{}: {error}", file.display()));

@@ -76,6 +76,9 @@ impl Permissions {
             Part::Gateway => {
                 permissions.add_service("gateway", subjects);
                 permissions.add_client(subjects);
+                // Among gateways.
+                permissions.publish([subjects.gateway("*")]);
+                permissions.subscribe([subjects.gateway("*")]);
             }
             Part::Storage | Part::Vault => {
                 permissions.add_service(name, subjects);
