@@ -1,7 +1,7 @@
 //! All services in one process, as `errand dev`, `bench` and `demo` run them.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -22,6 +22,8 @@ pub(crate) struct StackConfig {
     pub(crate) store: String,
     /// What seals secrets; none: as the environment says, or beside the SQLite files.
     pub(crate) master_key: Option<String>,
+    /// Where files that runs capture are kept; none: nowhere.
+    pub(crate) files: Option<PathBuf>,
     /// The gateway; none: none is started.
     pub(crate) http: Option<HttpConfig>,
 }
@@ -80,12 +82,17 @@ impl Stack {
         dispatcher.kit.health_listen = nowhere;
         pool.kit.health_listen = nowhere;
         watcher.kit.health_listen = nowhere;
+        let storage = config.files.as_deref().map(|folder| storage(config, folder)).transpose()?;
         let mut parts = vec![Part::start(|tasks, shutdown| {
             let [a, b, c, d] = std::array::from_fn(|_| shutdown.clone());
             tasks.spawn("dispatcher", apart(|| errand_dispatcher::service::run(dispatcher, a)));
             tasks.spawn("session-pool", apart(|| errand_session_pool::service::run(pool, b)));
             tasks.spawn("timeout-watcher", apart(|| errand_timeout_watcher::run(watcher, c)));
             tasks.spawn("notifier", apart(|| errand_notifier::run(notifier, d)));
+            if let Some(storage) = storage {
+                let shutdown = shutdown.clone();
+                tasks.spawn("storage", apart(|| errand_storage::service::run(storage, shutdown)));
+            }
         })];
         let http = match config.http {
             None => None,
@@ -147,6 +154,17 @@ impl Stack {
         }
         first
     }
+}
+
+/// The storage, with all its files in one folder.
+fn storage(config: &StackConfig, folder: &Path) -> anyhow::Result<errand_storage::config::Config> {
+    let mut arguments = config.arguments(true);
+    arguments.extend(["--files".to_owned(), format!("file://{}", folder.join("blobs").display())]);
+    let mut storage: errand_storage::config::Config = parsed(&arguments)?;
+    storage.kit.health_listen = None;
+    storage.link_key_file = folder.join("link.key");
+    storage.staging = Some(folder.join("staging"));
+    Ok(storage)
 }
 
 impl StackConfig {

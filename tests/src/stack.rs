@@ -39,6 +39,8 @@ pub enum Role {
     TimeoutWatcher,
     /// Owns deliveries.
     Notifier,
+    /// Owns files.
+    Storage,
     /// Runs programs as agents.
     Exec,
     /// A runner whose agent does what the input says: `src/bin/errand-tests-runner.rs`.
@@ -54,6 +56,7 @@ impl Role {
             Self::SessionPool => "errand-session-pool",
             Self::TimeoutWatcher => "errand-timeout-watcher",
             Self::Notifier => "errand-notifier",
+            Self::Storage => "errand-storage",
             Self::Exec => "errand-exec",
             Self::Scripted => "errand-tests-runner",
         }
@@ -66,12 +69,13 @@ impl Role {
             Self::SessionPool => "session-pool",
             Self::TimeoutWatcher => "timeout-watcher",
             Self::Notifier => "notifier",
+            Self::Storage => "storage",
             Self::Exec | Self::Scripted => "errand-runner",
         }
     }
 
     const fn has_store(self) -> bool {
-        matches!(self, Self::Dispatcher | Self::SessionPool | Self::Notifier)
+        matches!(self, Self::Dispatcher | Self::SessionPool | Self::Notifier | Self::Storage)
     }
 }
 
@@ -144,16 +148,34 @@ impl Stack {
     /// # Panics
     /// Where its binary was not built.
     pub fn start(&mut self, role: Role, more: &[&str]) {
+        self.start_with(role, more, &[]);
+    }
+
+    /// As [`Self::start`], with further environment variables.
+    ///
+    /// # Panics
+    /// As [`Self::start`].
+    pub fn start_with(&mut self, role: Role, more: &[&str], env: &[(&str, &str)]) {
         let url = self.broker.url();
         let mut args = vec!["--nats-url", &url, "--prefix", &self.prefix];
         if role.has_store() {
             args.extend(["--store", &self.store]);
         }
+        // All of this stack's storages have the same files, wherever they are told to have them.
+        let (files, key) =
+            (format!("file://{}/files", self.folder.path().display()), self.folder.path().join("link.key"));
+        let key = key.display().to_string();
         if role == Role::Notifier && self.store.starts_with("postgres") {
             args.extend(["--master-key", MASTER_KEY]);
         }
+        if role == Role::Storage {
+            args.extend(["--link-key-file", &key]);
+            if !more.contains(&"--files") {
+                args.extend(["--files", &files]);
+            }
+        }
         args.extend(more);
-        let service = Service::spawn(role.binary(), &args, &[]);
+        let service = Service::spawn(role.binary(), &args, env);
         self.services.push((role, service));
     }
 

@@ -19,6 +19,7 @@ pub(crate) mod runners;
 pub(crate) mod runs;
 pub(crate) mod sessions;
 pub(crate) mod show;
+pub(crate) mod storage;
 pub(crate) mod task;
 
 use std::io::Read;

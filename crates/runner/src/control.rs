@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use crate::activity::{Activities, Progress};
 use crate::report::{Report, Reports, What};
+use crate::transport::Shelf;
 
 /// Questions that one execution may ask.
 const MAX_QUESTIONS: usize = 1000;
@@ -240,6 +241,7 @@ pub struct Control {
     pub(crate) execution: Arc<Execution>,
     pub(crate) reports: Reports,
     pub(crate) activities: Activities,
+    pub(crate) shelf: Shelf,
 }
 
 impl Control {
@@ -319,7 +321,7 @@ mod tests {
         let activities = Activities::new().0;
         let (run_id, session_id) = (RunId::from_uuid(Uuid::now_v7()), SessionId::from_uuid(Uuid::now_v7()));
         let execution = Arc::new(Execution::new(run_id, 1, session_id));
-        (Control { execution, reports, activities }, waiting)
+        (Control { execution, reports, activities, shelf: Shelf::default() }, waiting)
     }
 
     #[tokio::test]

@@ -19,7 +19,7 @@ use crate::config::RunnerConfig;
 use crate::engine::{Engine, Loss};
 use crate::host::Host;
 use crate::report::{self, Reports};
-use crate::transport::{self, Dispatcher, Pool};
+use crate::transport::{self, Dispatcher, Pool, Shelf};
 
 /// How long the last words may take: reports that wait, the goodbye to the pool.
 const LAST_WORDS: Duration = Duration::from_secs(3);
@@ -59,7 +59,7 @@ pub async fn run<H: Host>(
     let (reports, waiting) = Reports::new();
     let (activities, signs) = Activities::new();
     let (losses, lost) = mpsc::unbounded_channel();
-    let engine = Engine::new(host, id, config.capacity as usize, reports, activities, losses);
+    let engine = Engine::new(host, id, config.capacity as usize, reports, activities, Shelf::new(bus.clone()), losses);
     // Before the registration, so that the pool's first word finds ears.
     let service = transport::serve(&bus, &engine, &config).await?;
     let pool = Pool { bus: bus.clone(), id };

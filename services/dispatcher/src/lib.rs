@@ -6,7 +6,6 @@ pub mod config;
 pub mod effects;
 pub mod engine;
 pub mod run_filter;
-pub mod schema;
 pub mod service;
 pub mod store;
 pub mod submissions;

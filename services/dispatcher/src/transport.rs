@@ -90,6 +90,7 @@ pub async fn serve(shared: &Shared) -> Result<Service, BusError> {
         run "report" => report,
         run "expire" => expire,
         run "leases" => check_leases,
+        run "holder" => get_holder,
     }
     service.start().await
 }
@@ -503,4 +504,24 @@ async fn check_leases(shared: &Dispatcher, request: v1::CheckLeasesRequest) -> R
     };
     let released = asked.iter().filter(|(run_id, lease)| !holds(*run_id, lease.token));
     Ok(v1::CheckLeasesResponse { released_tokens: released.map(|(_, lease)| lease.token).collect() })
+}
+
+/// For who keeps a run's files: whose it is, and whether it is the lease's that asks.
+async fn get_holder(shared: &Dispatcher, request: v1::GetHolderRequest) -> Result<v1::GetHolderResponse, Error> {
+    let run_id: RunId = id("run_id", &request.run_id)?;
+    let run = shared.store.runs(&[run_id]).await.map_err(unavailable)?.pop();
+    let held = run.filter(|run| run.lease().is_some_and(|lease| lease.token == request.lease_token));
+    let Some(run) = held else { return Ok(v1::GetHolderResponse::default()) };
+    let (task_id, version) = (run.spec.task_id, run.spec.task_version);
+    let task = shared.catalog.version(task_id, version).await?;
+    let storage = task.map(|compiled| (&compiled.task.definition.storage).into());
+    Ok(v1::GetHolderResponse {
+        holds: true,
+        tenant: run.tenant.to_string(),
+        task_id: task_id.to_string(),
+        task_version: version,
+        attempt: run.attempt,
+        storage,
+        traceparent: run.spec.traceparent.clone().unwrap_or_default(),
+    })
 }

@@ -170,7 +170,8 @@ impl Rig {
             let durability = Durability::of_store(&store);
             // Our own Postgres ends with the bench, and its secrets too.
             let master_key = (args.store == "postgres").then(|| errand_seal::new_key().to_string());
-            let config = StackConfig { nats_url: url, prefix: global.prefix.clone(), store, master_key, http: None };
+            let prefix = global.prefix.clone();
+            let config = StackConfig { nats_url: url, prefix, store, files: None, master_key, http: None };
             (Some(Stack::start(&config)?), durability)
         };
         // The end of a new id is as good as random.
