@@ -6,6 +6,7 @@ mod pages;
 mod runners;
 mod runs;
 mod sessions;
+pub(crate) mod storage;
 mod tasks;
 
 use std::str::FromStr;
@@ -26,6 +27,7 @@ pub fn all() -> (Router<Arc<Gateway>>, OpenApi) {
     OpenApiRouter::new()
         .merge(tasks::routes())
         .merge(runs::routes())
+        .merge(storage::routes())
         .merge(sessions::routes())
         .merge(runners::routes())
         .merge(events::routes())
