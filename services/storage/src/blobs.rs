@@ -1,6 +1,6 @@
 //! The bytes: in a local folder or an S3-compatible bucket, each under an id that is used once.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -22,7 +22,8 @@ const PART: usize = 8 * 1024 * 1024;
 #[derive(Debug, Clone)]
 pub struct Blobs {
     store: Arc<dyn ObjectStore>,
-    kind: &'static str,
+    /// Where that is one.
+    folder: Option<PathBuf>,
 }
 
 impl Blobs {
@@ -32,9 +33,10 @@ impl Blobs {
     /// Where the address is none, or nothing can be written there.
     pub async fn open(config: &Config) -> anyhow::Result<Self> {
         let blobs = if let Some(folder) = config.files.strip_prefix("file://") {
-            Self { store: Arc::new(local(Path::new(folder))?), kind: "file" }
+            let folder = PathBuf::from(folder);
+            Self { store: Arc::new(local(&folder)?), folder: Some(folder) }
         } else if let Some(bucket) = config.files.strip_prefix("s3://") {
-            Self { store: bucket_of(bucket, config)?, kind: "s3" }
+            Self { store: bucket_of(bucket, config)?, folder: None }
         } else {
             anyhow::bail!("--files must be file://FOLDER or s3://BUCKET[/PREFIX]");
         };
@@ -45,14 +47,18 @@ impl Blobs {
     /// `file` or `s3`.
     #[must_use]
     pub const fn kind(&self) -> &'static str {
-        self.kind
+        if self.folder.is_some() { "file" } else { "s3" }
     }
 
     /// Writes something, and removes it.
     async fn check(&self) -> Result<(), Error> {
-        let key = Key::from("check").join(Uuid::now_v7().to_string());
+        let key = Key::from("check");
         self.store.put(&key, PutPayload::from_static(b"errand")).await?;
-        self.store.delete(&key).await
+        match self.store.delete(&key).await {
+            // Another instance that starts has done it.
+            Err(Error::NotFound { .. }) => Ok(()),
+            other => other,
+        }
     }
 
     /// Puts what was staged; it is durable when this returns.
@@ -100,7 +106,17 @@ impl Blobs {
     /// # Errors
     /// Where it cannot be deleted.
     pub async fn delete(&self, id: Uuid) -> Result<(), Error> {
-        match self.store.delete(&key(id)).await {
+        let key = key(id);
+        if let Some(folder) = &self.folder {
+            // Where a put that broke off has gathered its bytes. The key is used once, so there is one such place.
+            match tokio::fs::remove_file(folder.join(format!("{key}#1"))).await {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(Error::Generic { store: "file", source: error.into() });
+                }
+                _ => {}
+            }
+        }
+        match self.store.delete(&key).await {
             Ok(()) | Err(Error::NotFound { .. }) => Ok(()),
             Err(error) => Err(error),
         }

@@ -37,23 +37,27 @@ pub struct Config {
           value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
     pub max_file_bytes: u64,
     /// Files of one run.
-    #[arg(long, env = "ERRAND_MAX_RUN_FILES", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(long, env = "ERRAND_MAX_RUN_FILES", default_value_t = 1000,
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub max_run_files: u32,
     /// What the files of one run may hold together, in bytes.
     #[arg(long, env = "ERRAND_MAX_RUN_BYTES", default_value_t = 1024 * 1024 * 1024,
           value_parser = clap::value_parser!(u64).range(1..=1 << 44))]
     pub max_run_bytes: u64,
     /// Uploads that may be under way at once.
-    #[arg(long, env = "ERRAND_MAX_UPLOADS", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    #[arg(long, env = "ERRAND_MAX_UPLOADS", default_value_t = 256,
+          value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub max_uploads: u32,
     /// After how many days files are deleted; 0: never.
     #[arg(long, env = "ERRAND_FILE_RETENTION_DAYS", default_value_t = 30)]
     pub retention_days: u32,
     /// After how long a file whose keeping broke off is swept.
-    #[arg(long, env = "ERRAND_STORAGE_ABANDONED_SECONDS", default_value_t = 3600, value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    #[arg(long, env = "ERRAND_STORAGE_ABANDONED_SECONDS", default_value_t = 3600,
+          value_parser = clap::value_parser!(u32).range(1..=86_400))]
     pub abandoned_seconds: u32,
     /// How often it is looked for what is to be deleted.
-    #[arg(long, env = "ERRAND_STORAGE_SWEEP_SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    #[arg(long, env = "ERRAND_STORAGE_SWEEP_SECONDS", default_value_t = 60,
+          value_parser = clap::value_parser!(u32).range(1..=86_400))]
     pub sweep_seconds: u32,
     /// The key that download links are signed with: at least 32 characters, the same for all instances. Links made with
     /// another one are refused.

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use errand_bus::{Bus, BusConfig};
 use errand_client::{ApiSecret, Client, NewApiKey};
 use errand_core::AgentId;
-use errand_core::task::{Definition, Settings};
+use errand_core::task::{Definition, Settings, Storage};
 use errand_runner::RunnerConfig;
 use hdrhistogram::Histogram;
 use http_body_util::{BodyExt, Full};
@@ -110,6 +110,7 @@ async fn target(client: &Client, agent: AgentId, address: SocketAddr) -> anyhow:
         input_schema: None,
         output_schema: None,
         settings,
+        storage: Storage::default(),
     };
     let task = client.apply_task(&definition).await?.id;
     let secret = ApiSecret::generate();

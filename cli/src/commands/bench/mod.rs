@@ -16,7 +16,7 @@ use anyhow::Context;
 use errand_bus::{Bus, BusConfig};
 use errand_client::{Client, NewRun, RunFilter, run_status};
 use errand_core::run::RunStatus;
-use errand_core::task::{Definition, Settings};
+use errand_core::task::{Definition, Settings, Storage};
 use errand_core::{AgentId, Tenant};
 use errand_runner::RunnerConfig;
 use futures::TryStreamExt;
@@ -229,6 +229,7 @@ impl Rig {
             input_schema: None,
             output_schema: None,
             settings: Settings { reuse_session: true, ..Settings::default() },
+            storage: Storage::default(),
         }
     }
 }

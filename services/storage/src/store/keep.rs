@@ -59,7 +59,7 @@ const SHARE: &str = "UPDATE stored SET refs = refs + 1 WHERE tenant = $1 AND tas
     AND shared = 1 AND state = 'kept' RETURNING id";
 const TAKE: &str = "UPDATE stored SET state = 'kept', refs = 1, shared = $1, changed_at = $2
     WHERE id = $3 AND state = 'pending'";
-const DISCARD: &str = "UPDATE stored SET state = 'garbage', changed_at = $1 WHERE id = $2";
+const DISCARD: &str = "UPDATE stored SET state = 'garbage', changed_at = $1 WHERE id = $2 AND state = 'pending'";
 const INSERT: &str = "INSERT INTO artifact (id, tenant, run_id, name_key, blob_id, size, expires_at, document, data)
     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)";
 
