@@ -3,7 +3,10 @@
 
 pub mod error;
 pub mod id;
+pub mod invariant;
 pub mod limits;
+#[cfg(feature = "mutations")]
+pub mod mutation;
 pub mod run;
 pub mod session;
 pub mod task;
@@ -15,3 +18,21 @@ pub use id::{
     Tenant,
 };
 pub use time::Timestamp;
+
+/// Whether a deliberate fault is on: `false`, unless this is compiled for the simulator (see the feature `mutations`).
+#[cfg(not(feature = "mutations"))]
+#[macro_export]
+macro_rules! mutated {
+    ($mutation:ident) => {
+        false
+    };
+}
+
+/// Whether a deliberate fault is on in this thread.
+#[cfg(feature = "mutations")]
+#[macro_export]
+macro_rules! mutated {
+    ($mutation:ident) => {
+        $crate::mutation::is_active($crate::mutation::Mutation::$mutation)
+    };
+}
