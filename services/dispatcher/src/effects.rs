@@ -1,31 +1,32 @@
 //! What a change asks of others, sent at the moment of its commit: one request per receiver and batch. What gets no
 //! answer is sent again by the sweep.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
-use errand_bus::{Bus, RequestError};
+use errand_bus::RequestError;
 use errand_core::run::{Command, Effect, Lease, LostReason, Run, State, StopReason};
 use errand_core::{RunId, RunnerId, limits};
 use errand_proto::v1;
 use tokio::sync::OnceCell;
 use tokio_util::task::TaskTracker;
 
-use crate::catalog::Catalog;
 use crate::engine::Handle;
-
-/// How long one receiver may take.
-const ANSWER: Duration = Duration::from_secs(5);
+use crate::world::World;
 
 /// Sends effects. Cheap to clone.
-#[derive(Debug, Clone)]
-pub struct Effects(Arc<Inner>);
+#[derive(Debug)]
+pub struct Effects<W>(Arc<Inner<W>>);
+
+impl<W> Clone for Effects<W> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
 
 #[derive(Debug)]
-struct Inner {
-    bus: Bus,
-    catalog: Arc<Catalog>,
+struct Inner<W> {
+    world: W,
     engine: OnceCell<Handle>,
     tracker: TaskTracker,
     seen: Mutex<Seen>,
@@ -46,16 +47,16 @@ struct Seen {
 struct Grouped {
     wants: Vec<v1::Want>,
     releases: Vec<v1::Release>,
-    assign: HashMap<RunnerId, Vec<(Run, Lease)>>,
+    assign: BTreeMap<RunnerId, Vec<(Run, Lease)>>,
     stop: Vec<(RunId, Lease)>,
 }
 
-impl Effects {
-    /// Over this bus.
+impl<W: World> Effects<W> {
+    /// Into this world.
     #[must_use]
-    pub fn new(bus: Bus, catalog: Arc<Catalog>) -> Self {
+    pub fn new(world: W) -> Self {
         let (engine, tracker, seen) = (OnceCell::new(), TaskTracker::new(), Mutex::default());
-        Self(Arc::new(Inner { bus, catalog, engine, tracker, seen }))
+        Self(Arc::new(Inner { world, engine, tracker, seen }))
     }
 
     /// Where refusals go. Set once, before anything is sent.
@@ -115,7 +116,9 @@ impl Effects {
         let mut seen = self.seen();
         if seen.epoch != epoch {
             epoch.clone_into(&mut seen.epoch);
-            seen.waiting.clear();
+            if !errand_core::mutated!(ForgetTheEpoch) {
+                seen.waiting.clear();
+            }
         }
     }
 
@@ -154,9 +157,8 @@ impl Effects {
             return;
         }
         let ids: Vec<RunId> = wants.iter().filter_map(|want| want.run_id.parse().ok()).collect();
-        let subject = self.0.bus.subjects().pool("acquire");
         let request = v1::AcquireRequest { wants };
-        match self.0.bus.request_within::<_, v1::AcquireResponse>(subject, &request, ANSWER).await {
+        match self.0.world.acquire(request).await {
             Ok(answer) => {
                 self.pool_epoch(&answer.epoch);
                 self.seen().waiting.extend(ids);
@@ -172,10 +174,9 @@ impl Effects {
         if releases.is_empty() {
             return;
         }
-        let subject = self.0.bus.subjects().pool("release");
         let request = v1::ReleaseRequest { releases };
         // One that is lost is found by the pool's own sweep over its leases.
-        if let Err(error) = self.0.bus.request_within::<_, v1::ReleaseResponse>(subject, &request, ANSWER).await {
+        if let Err(error) = self.0.world.release(request).await {
             unanswered("release", &error);
         }
     }
@@ -184,7 +185,7 @@ impl Effects {
         let mut assignments = Vec::with_capacity(runs.len());
         for (run, lease) in &runs {
             self.seen().waiting.remove(&run.id);
-            match self.0.catalog.version(run.spec.task_id, run.spec.task_version).await {
+            match self.0.world.task(run.spec.task_id, run.spec.task_version).await {
                 Ok(Some(task)) => {
                     assignments.push(assignment(run, *lease, &task.task.definition.prompt, &task.program))
                 }
@@ -193,9 +194,8 @@ impl Effects {
                 }
             }
         }
-        let subject = self.0.bus.subjects().runner(runner, "assign");
         let request = v1::AssignRequest { assignments };
-        match self.0.bus.request_within::<_, v1::AssignResponse>(subject, &request, ANSWER).await {
+        match self.0.world.assign(runner, request).await {
             Ok(answer) => {
                 self.seen().assigned.extend(runs.iter().map(|(_, lease)| lease.token));
                 for refusal in answer.refusals {
@@ -217,14 +217,13 @@ impl Effects {
     }
 
     async fn stop(&self, run_id: RunId, lease: Lease) {
-        let subject = self.0.bus.subjects().runner(lease.runner_id, "stop");
         let request = v1::StopRequest {
             run_id: run_id.to_string(),
             lease_token: lease.token,
             reason: "canceled".into(),
             grace_ms: limits::STOP_GRACE_SECONDS * 1000 / 2,
         };
-        match self.0.bus.request_within::<_, v1::StopResponse>(subject, &request, ANSWER).await {
+        match self.0.world.stop(lease.runner_id, request).await {
             Ok(answer) if answer.running => {}
             Ok(_) => {
                 let Some(engine) = self.0.engine.get() else { return };

@@ -8,8 +8,7 @@ use errand_store::StoreError;
 use tokio_util::sync::CancellationToken;
 
 use crate::effects::Effects;
-use crate::engine::now;
-use crate::store::Store;
+use crate::world::World;
 
 const EVERY: Duration = Duration::from_secs(5);
 /// A run that has just changed is not swept: what its change asks for is under way.
@@ -20,27 +19,31 @@ const PAGE: u32 = 1_000;
 ///
 /// # Errors
 /// None at present: what fails is tried by the next sweep.
-pub async fn run(store: Store, effects: Effects, shutdown: CancellationToken) -> anyhow::Result<()> {
+pub async fn run<W: World>(world: W, effects: Effects<W>, shutdown: CancellationToken) -> anyhow::Result<()> {
     loop {
-        if let Err(error) = sweep(&store, &effects).await {
+        if let Err(error) = sweep(&world, &effects).await {
             tracing::warn!(%error, "a sweep broke off");
         }
         tokio::select! {
+            biased;
             () = tokio::time::sleep(EVERY) => {}
             () = shutdown.cancelled() => return Ok(()),
         }
     }
 }
 
-async fn sweep(store: &Store, effects: &Effects) -> Result<(), StoreError> {
+async fn sweep<W: World>(world: &W, effects: &Effects<W>) -> Result<(), StoreError> {
+    if errand_core::mutated!(DropTheSweep) {
+        return Ok(());
+    }
     let mut after: Option<RunId> = None;
     loop {
-        let page = store.open_runs(after, PAGE).await?;
-        let now = now();
+        let page = world.open_runs(after, PAGE).await?;
+        let now = world.now();
         let is_due = |run: &&Run| now.millis_since(run.updated_at) >= SETTLED_MS && effects.is_owed(run);
         let due: Vec<RunId> = page.iter().filter(is_due).map(|run| run.id).collect();
         // Once more, whole: the page holds no inputs.
-        effects.send_again(&store.runs(&due).await?);
+        effects.send_again(&world.runs(&due).await?);
         match page.last() {
             Some(last) if page.len() == PAGE as usize => after = Some(last.id),
             _ => return Ok(()),
