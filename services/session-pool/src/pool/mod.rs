@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use errand_core::run::LeaseToken;
 use errand_core::session::{Session, State};
-use errand_core::{AgentId, RunId, RunnerId, SessionId, Tenant, Timestamp};
+use errand_core::{AgentId, RunId, RunnerId, SessionId, Tenant, Timestamp, mutated};
 
 pub use decisions::{Change, Decisions, Grant, Loss, Start, StoredTerms};
 pub use runners::{AgentView, Beat, Registration, RunnerView};
@@ -244,6 +244,9 @@ impl Pool {
     }
 
     fn lose_silent_runners(&mut self, now: Timestamp) {
+        if mutated!(TrustSilentRunners) {
+            return;
+        }
         let lost_ms = self.policy.lost_ms;
         let silent = |runner: &&Runner| now.millis_since(runner.last_seen) >= lost_ms;
         let lost: Vec<RunnerId> = self.runners.iter().filter(|(_, runner)| silent(runner)).map(|(id, _)| *id).collect();
@@ -258,15 +261,15 @@ impl Pool {
         for slot in self.slots.values_mut() {
             let Some((run_id, lease)) = slot.lease() else { continue };
             let Some(terms) = slot.terms.as_mut() else { continue };
-            if !terms.accepted && now.millis_since(terms.told_at) >= SWEEP_MS {
+            if !terms.accepted && !mutated!(TellAGrantOnce) && now.millis_since(terms.told_at) >= SWEEP_MS {
                 terms.told_at = now;
                 self.out.grants.push(Grant { run_id, lease, attempt: terms.attempt });
-            } else if terms.accepted && now.millis_since(terms.granted_at) >= CHECKED_FROM_MS {
+            } else if terms.accepted && !mutated!(SkipLeaseChecks) && now.millis_since(terms.granted_at) >= CHECKED_FROM_MS {
                 self.out.checks.push((run_id, lease));
             }
         }
         for (loss, told_at) in self.losses.values_mut() {
-            if now.millis_since(*told_at) >= SWEEP_MS {
+            if now.millis_since(*told_at) >= SWEEP_MS && !mutated!(TellALossOnce) {
                 *told_at = now;
                 self.out.losses.push(loss.clone());
             }

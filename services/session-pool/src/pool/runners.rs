@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashSet, VecDeque};
 
 use errand_core::run::LostReason;
 use errand_core::session::State;
-use errand_core::{AgentId, Error, ErrorCode, RunnerId, SessionId, Tenant, Timestamp};
+use errand_core::{AgentId, Error, ErrorCode, RunnerId, SessionId, Tenant, Timestamp, mutated};
 
 use super::{Pool, Timer};
 
@@ -294,7 +294,7 @@ impl Pool {
                 Some(slot) => {
                     (slot.listed, slot.missed) = (message, 0);
                     let ending = matches!(slot.session.state, State::Completing);
-                    if ending && now.millis_since(slot.session.updated_at) > FRESH_MS {
+                    if ending && !mutated!(ReleaseWithoutTearDown) && now.millis_since(slot.session.updated_at) > FRESH_MS {
                         end_sessions.push(*session_id);
                     }
                 }

@@ -2,7 +2,7 @@
 
 use errand_core::run::{Lease, LeaseToken};
 use errand_core::session::Command;
-use errand_core::{Error, ErrorCode, RunId, SessionId, Timestamp};
+use errand_core::{Error, ErrorCode, RunId, SessionId, Timestamp, mutated};
 
 use super::Pool;
 use super::want::{Place, Want};
@@ -87,10 +87,13 @@ impl Pool {
         let named = self.named.contains_key(&lease.session_id);
         let drains = self.runners.get(&slot.session.runner_id).is_none_or(|runner| runner.draining);
         let keep = named || slot.terms.as_ref().is_some_and(|terms| terms.keep);
-        self.give_back(lease.session_id, lease.token, keep && !release.discard && !drains, true, now);
+        self.give_back(lease.session_id, lease.token, keep && (!release.discard || mutated!(IgnoreDiscard)) && !drains, true, now);
     }
 
     fn give_back(&mut self, id: SessionId, token: LeaseToken, keep: bool, touched: bool, now: Timestamp) {
+        if mutated!(KeepTheLease) {
+            return;
+        }
         if touched && let Some(slot) = self.slots.get_mut(&id) {
             slot.pristine = false;
         }

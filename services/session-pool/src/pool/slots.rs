@@ -2,7 +2,7 @@
 
 use errand_core::run::{Lease, LeaseToken, LostReason};
 use errand_core::session::{Command, Outcome, Session, State, apply, check};
-use errand_core::{Error, ErrorCode, RunId, RunnerId, SessionId, Tenant, Timestamp};
+use errand_core::{Error, ErrorCode, RunId, RunnerId, SessionId, Tenant, Timestamp, mutated};
 
 use super::want::{Fit, Place, Want};
 use super::{Change, Grant, Loss, Pool, Start, StoredTerms, Timer};
@@ -252,7 +252,7 @@ impl Pool {
     pub(super) fn lease(&mut self, id: SessionId, run_id: RunId, now: Timestamp) {
         let Some(waiting) = self.forget(run_id) else { return };
         let want = waiting.want;
-        self.token += 1;
+        self.token += u64::from(!(mutated!(RepeatToken) && self.token % 3 == 2));
         let command = Command::Lease {
             run_id,
             token: self.token,
@@ -275,6 +275,11 @@ impl Pool {
         debug_assert!(leased, "only what is idle or just made is leased");
         self.take_turn(&agent, &tenant);
         self.out.grants.extend(self.slots.get(&id).and_then(Slot::grant));
+        if mutated!(DoubleGrant)
+            && let (Some(grant), Some(other)) = (self.slots.get(&id).and_then(Slot::grant), self.waiting.keys().min())
+        {
+            self.out.grants.push(Grant { run_id: *other, ..grant });
+        }
     }
 
     /// Tells the dispatcher once more.
@@ -300,7 +305,9 @@ impl Pool {
             self.stand(run_id);
         }
         self.drop_named(id);
-        self.out.tear_downs.push((runner_id, id));
+        if !mutated!(ReleaseWithoutTearDown) {
+            self.out.tear_downs.push((runner_id, id));
+        }
         true
     }
 
