@@ -209,7 +209,11 @@ impl<H: Host> Engine<H> {
 
     /// Has a session end, if it is here; the phase to wait for.
     fn begin_end(self: &Arc<Self>, id: SessionId) -> Option<watch::Receiver<Phase>> {
-        let table = self.table();
+        let mut table = self.table();
+        if !table.sessions.contains_key(&id) {
+            // Its start may be on its way still, and must find that it comes too late.
+            table.ended.insert(id);
+        }
         let session = table.sessions.get(&id)?;
         let mut was_ready = false;
         session.phase.send_if_modified(|phase| {

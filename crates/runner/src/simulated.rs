@@ -65,10 +65,7 @@ impl<H: Host> Simulated<H> {
     ///
     /// # Errors
     /// As the bus would be answered.
-    pub async fn tear_down(
-        &self,
-        request: v1::TearDownSessionRequest,
-    ) -> Result<v1::TearDownSessionResponse, Error> {
+    pub async fn tear_down(&self, request: v1::TearDownSessionRequest) -> Result<v1::TearDownSessionResponse, Error> {
         transport::tear_down_session(Arc::clone(&self.0), request).await
     }
 

@@ -51,12 +51,11 @@ pub trait Ledger: Clone + Send + Sync + 'static {
     /// What is not marked as published of these objects, of all writers.
     fn unmarked(&self, objects: &[[u8; 16]]) -> impl Future<Output = Result<Vec<Encoded>, StoreError>> + Send;
     /// Up to `limit` events behind `after` and up to `until`, by position.
-    fn read(
-        &self,
-        after: i64,
-        until: i64,
-        limit: i64,
-    ) -> impl Future<Output = Result<Vec<Encoded>, StoreError>> + Send;
+    fn read(&self, after: i64, until: i64, limit: i64)
+    -> impl Future<Output = Result<Vec<Encoded>, StoreError>> + Send;
+    /// When the oldest of a writer's events behind `after` and up to `until` was made: not always the first of them,
+    /// clocks are set back.
+    fn oldest(&self, after: i64, until: i64) -> impl Future<Output = Result<Option<i64>, StoreError>> + Send;
     /// Up to `limit` events behind a place, in the order in which objects changed.
     fn read_in_order(
         &self,
@@ -77,12 +76,8 @@ pub trait Ledger: Clone + Send + Sync + 'static {
     /// A writer's checkpoints, newest first.
     fn checkpoints(&self, writer: i64) -> impl Future<Output = Result<Vec<Checkpoint>, StoreError>> + Send;
     /// What lies behind the marks of writers not seen since `before`; of `own`, what lies behind `published`.
-    fn left(
-        &self,
-        own: i64,
-        published: i64,
-        before: i64,
-    ) -> impl Future<Output = Result<Vec<Left>, StoreError>> + Send;
+    fn left(&self, own: i64, published: i64, before: i64)
+    -> impl Future<Output = Result<Vec<Left>, StoreError>> + Send;
     /// All writers, with their marks.
     fn writers(&self) -> impl Future<Output = Result<Vec<(i64, i64)>, StoreError>> + Send;
     /// Since when somebody has begun to publish again and has not come to the end: what the stream holds of that time
@@ -223,6 +218,14 @@ impl Ledger for Db {
         })
     }
 
+    async fn oldest(&self, after: i64, until: i64) -> Result<Option<i64>, StoreError> {
+        let sql = "SELECT MIN(created_at) FROM event WHERE position > $1 AND position <= $2";
+        Ok(match self {
+            Self::Sqlite(sqlite) => sqlx::query_scalar(sql).bind(after).bind(until).fetch_one(&sqlite.write).await?,
+            Self::Postgres(pool) => sqlx::query_scalar(sql).bind(after).bind(until).fetch_one(pool).await?,
+        })
+    }
+
     async fn read_in_order(&self, behind: Place, limit: i64) -> Result<Vec<(Encoded, Place)>, StoreError> {
         let sql = "SELECT position, payload, created_at, seq FROM event
                    WHERE created_at >= $1 AND (created_at, seq, position) > ($1, $2, $3)
@@ -348,4 +351,3 @@ impl Ledger for Db {
         Turn::take(self).await
     }
 }
-

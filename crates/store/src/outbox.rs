@@ -216,7 +216,6 @@ impl<L: Ledger> Outbox<L> {
         staged.rows.sort_by_key(|row| (row.object, row.seq));
         Ok(staged)
     }
-
 }
 
 impl Outbox {

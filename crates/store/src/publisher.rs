@@ -312,9 +312,9 @@ impl<L: Ledger, S: EventStream> Publisher<L, S> {
                 continue;
             }
             if let Some(from) = self.lost_from(writer, mark).await?
-                && let Some(first) = self.read(from, mark).await?.rows.first()
+                && let Some(since) = self.ledger.oldest(from, mark).await?
             {
-                gaps.push(Gap { writer, mark, since: first.created_at });
+                gaps.push(Gap { writer, mark, since });
             }
         }
         Ok(gaps)

@@ -268,7 +268,11 @@ impl<W: World> Engine<W> {
         // A change is checked against the version in the store by its commit; that nothing changes is not. Another
         // dispatcher may have moved the run since it was cached: read it, and decide again.
         let changes = matches!(&result, Ok(Done { ignored: None, .. }));
-        if !changes && !mutated!(TrustTheCache) && !decided.fresh.contains(&work.run_id) && !decided.runs.contains_key(&work.run_id) {
+        if !changes
+            && !mutated!(TrustTheCache)
+            && !decided.fresh.contains(&work.run_id)
+            && !decided.runs.contains_key(&work.run_id)
+        {
             self.cache.pop(&work.run_id);
             decided.doubtful.insert(work.run_id);
             decided.again.push(work);
@@ -363,9 +367,19 @@ impl Decided {
         }
     }
 
+    /// What this batch itself has overtaken is not asked for: an agent would begin under a lease that is gone.
+    fn take_back(&mut self, before: Option<&Run>, next: &Run) {
+        let Some(lease) = before.and_then(Run::lease).filter(|lease| next.lease() != Some(*lease)) else { return };
+        if self.runs.contains_key(&next.id) {
+            let own = self.effects.iter_mut().filter(|(id, ..)| *id == next.id);
+            own.for_each(|(.., effects)| effects.retain(|effect| *effect != Effect::Assign(lease)));
+        }
+    }
+
     fn take(&mut self, change: Change, before: Option<&Run>, world: &impl World) -> Done {
         let Change { next, effects } = change;
         debug_assert_eq!(before.map_or(Ok(()), |before| check_change(before, &next)), Ok(()));
+        self.take_back(before, &next);
         self.events.push(of_run(world.event_id(), &next));
         self.effects.push((next.id, next.clone(), effects));
         let version = before.map_or(0, |run| run.seq);

@@ -29,8 +29,8 @@ pub async fn interact<W: World>(
     let run = found(run, &tenant, run_id)?;
     let not_pending = || ErrorCode::INTERACTION_NOT_PENDING.with(format!("the run is {}", run.status().as_str()));
     let State::InteractionRequired { active, interaction, .. } = &run.state else { return Err(not_pending()) };
-    let answer = serde_json::from_slice(&input)
-        .map_err(|_| ErrorCode::INPUT_INVALID.with("input is not JSON").at("input"))?;
+    let answer =
+        serde_json::from_slice(&input).map_err(|_| ErrorCode::INPUT_INVALID.with("input is not JSON").at("input"))?;
     check_answer(&interaction.question, &answer)?;
     let request = v1::InputRequest {
         run_id: run_id.to_string(),
@@ -106,11 +106,7 @@ pub async fn lost(engine: &Handle, request: v1::LostRequest) -> Result<v1::LostR
             v1::LostReason::SessionFailed => Some(LostReason::SessionFailed),
             v1::LostReason::SessionEnded => Some(LostReason::SessionEnded),
         })?;
-        known(
-            engine
-                .apply(run_id, None, Command::Lost { token: lease.token, reason, message: loss.message })
-                .await,
-        )
+        known(engine.apply(run_id, None, Command::Lost { token: lease.token, reason, message: loss.message }).await)
     });
     join_all(each).await.into_iter().collect::<Result<Vec<_>, Error>>()?;
     Ok(v1::LostResponse {})

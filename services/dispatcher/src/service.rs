@@ -27,8 +27,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let (outbox, publisher) = Outbox::open(store.db().clone(), bus.clone()).await?;
     let (task_outbox, task_publisher) = Outbox::open(store.db().clone(), bus.clone()).await?;
     let catalog = Arc::new(Catalog::new(store.clone()));
-    let world =
-        Live { bus: bus.clone(), store: store.clone(), outbox: outbox.clone(), catalog: Arc::clone(&catalog) };
+    let world = Live { bus: bus.clone(), store: store.clone(), outbox: outbox.clone(), catalog: Arc::clone(&catalog) };
     let effects = Effects::new(world.clone());
     let (engine, handle) = Engine::new(world.clone(), effects.clone());
     effects.attach(handle.clone());

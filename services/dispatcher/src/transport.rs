@@ -368,7 +368,6 @@ async fn delete_task(shared: &Dispatcher, request: v1::DeleteTaskRequest) -> Res
     shared.tasks.delete(&tenant, &task).await.map(|task| task_response(&task))
 }
 
-
 async fn grant(shared: &Dispatcher, request: v1::GrantRequest) -> Result<v1::GrantResponse, Error> {
     internal::grant(&shared.engine, &shared.effects, request).await
 }

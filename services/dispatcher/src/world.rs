@@ -40,21 +40,13 @@ pub trait World: Clone + Send + Sync + 'static {
     /// As [`Store::runs`].
     fn runs(&self, ids: &[RunId]) -> impl Future<Output = Result<Vec<Run>, StoreError>> + Send;
     /// As [`Store::open_runs`].
-    fn open_runs(
-        &self,
-        after: Option<RunId>,
-        limit: u32,
-    ) -> impl Future<Output = Result<Vec<Run>, StoreError>> + Send;
+    fn open_runs(&self, after: Option<RunId>, limit: u32) -> impl Future<Output = Result<Vec<Run>, StoreError>> + Send;
     /// As [`Store::commit`].
     fn commit(&self, batch: &mut Batch) -> impl Future<Output = Result<HashSet<RunId>, StoreError>> + Send;
     /// As [`Store::touch`].
     fn touch(&self, seen: &[(RunId, Timestamp)]) -> impl Future<Output = Result<(), StoreError>> + Send;
     /// As [`Catalog::version`].
-    fn task(
-        &self,
-        id: TaskId,
-        version: u32,
-    ) -> impl Future<Output = Result<Option<Arc<Compiled>>, Error>> + Send;
+    fn task(&self, id: TaskId, version: u32) -> impl Future<Output = Result<Option<Arc<Compiled>>, Error>> + Send;
     /// Tells the session-pool who waits.
     fn acquire(
         &self,

@@ -267,7 +267,7 @@ impl<K: Keep, E: Effects> Engine<K, E> {
                 None
             }
             Input::LossesTold(tokens) => {
-                pool.losses_told(&tokens);
+                pool.losses_told(&tokens, now);
                 None
             }
             Input::NotHeld(leases) => {

@@ -35,7 +35,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let pool = Pool::restore(policy, stored, engine::now());
     let epoch = owner.epoch.to_string();
     let (handle, inputs) = engine::channel();
-    let outgoing = Outgoing::new(Live { bus: bus.clone(), start_timeout: config.start_timeout() }, handle.clone(), epoch.clone());
+    let outgoing =
+        Outgoing::new(Live { bus: bus.clone(), start_timeout: config.start_timeout() }, handle.clone(), epoch.clone());
     let kept = Kept { store: store.clone(), owner, outbox };
     let engine = Engine::new(kept, pool, inputs, outgoing);
     let shared = Arc::new(transport::SessionPool {

@@ -23,10 +23,7 @@ pub trait Asks: Clone + Send + Sync + 'static {
     type Error: Display + Send;
 
     /// A page of what is armed, behind a run, and where the next one begins.
-    fn page(
-        &self,
-        after: String,
-    ) -> impl Future<Output = Result<(Vec<ArmedRun>, Option<String>), Self::Error>> + Send;
+    fn page(&self, after: String) -> impl Future<Output = Result<(Vec<ArmedRun>, Option<String>), Self::Error>> + Send;
     /// Asks the dispatcher to act on what has passed.
     fn expire(&self, expiries: &[Expiry]) -> impl Future<Output = Answer> + Send;
 }

@@ -69,7 +69,8 @@ fn main() -> anyhow::Result<()> {
 fn run_many(args: &Args) -> anyhow::Result<()> {
     let started = Instant::now();
     let until = args.minutes.map(|minutes| started + Duration::from_secs(minutes * 60));
-    let random = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() % 1_000_000 * 1_000_000);
+    let random =
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() % 1_000_000 * 1_000_000);
     let first = args.from.unwrap_or(if until.is_some() { random } else { 0 });
     let (next, steps, failed) = (AtomicU64::new(first), AtomicU64::new(0), AtomicU64::new(0));
     let work = || -> anyhow::Result<()> {
@@ -95,9 +96,6 @@ fn run_many(args: &Args) -> anyhow::Result<()> {
     let (count, steps, seconds) =
         (next.into_inner() - first - args.threads, steps.into_inner(), started.elapsed().as_secs_f64());
     let failed = failed.into_inner();
-    println!(
-        "{count} seeds from {first}, {steps} steps, {:.1} seeds/s, {failed} failed",
-        count as f64 / seconds
-    );
+    println!("{count} seeds from {first}, {steps} steps, {:.1} seeds/s, {failed} failed", count as f64 / seconds);
     std::process::exit(i32::from(failed > 0));
 }

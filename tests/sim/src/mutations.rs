@@ -43,7 +43,8 @@ fn tested(name: &str) -> anyhow::Result<bool> {
 fn words(what: &str) -> String {
     // Ids differ from seed to seed, and nobody needs them here.
     let known = |word: &str| word.len() > 28 && word.contains('_');
-    let short: Vec<String> = what.split(' ').map(|word| if known(word) { "…".into() } else { word.to_owned() }).collect();
+    let short: Vec<String> =
+        what.split(' ').map(|word| if known(word) { "…".into() } else { word.to_owned() }).collect();
     let text = short.join(" ").replace('|', "/");
     let end = text.floor_char_boundary(110);
     text[..end].to_owned()
@@ -62,7 +63,8 @@ pub fn table(file: &Path, only: Option<&str>, threads: u64) -> anyhow::Result<()
             let at = usize::try_from(next.fetch_add(1, Ordering::Relaxed))?;
             let Some((mutation, name, _)) = chosen.get(at) else { return Ok(()) };
             let found = simulated(*mutation)?;
-            let told = found.as_ref().map_or("not found".into(), |found| format!("{} seeds: {}", found.seeds, found.what));
+            let told =
+                found.as_ref().map_or("not found".into(), |found| format!("{} seeds: {}", found.seeds, found.what));
             eprintln!("{name}: {told}");
             rows.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(at, found);
         }
@@ -72,12 +74,15 @@ pub fn table(file: &Path, only: Option<&str>, threads: u64) -> anyhow::Result<()
         workers.into_iter().try_for_each(|worker| worker.join().unwrap_or_else(|_| anyhow::bail!("it panicked")))
     })?;
     let rows = rows.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let mut text = String::from("| fault | what it does | seeds | what the simulator says | tests of the core |\n| --- | --- | --- | --- | --- |\n");
+    let mut text = String::from(
+        "| fault | what it does | seeds | what the simulator says | tests of the core |\n| --- | --- | --- | --- | --- |\n",
+    );
     let mut survivors = Vec::new();
     for (at, (_, name, does)) in chosen.iter().enumerate() {
         let tests = tested(name)?;
         let found = rows.get(&at).and_then(Option::as_ref);
-        let (seeds, what) = found.map_or(("-".into(), "-".into()), |found| (found.seeds.to_string(), words(&found.what)));
+        let (seeds, what) =
+            found.map_or(("-".into(), "-".into()), |found| (found.seeds.to_string(), words(&found.what)));
         writeln!(text, "| `{name}` | {} | {seeds} | {what} | {} |", does.trim(), if tests { "fail" } else { "pass" })?;
         if found.is_none() && !tests {
             survivors.push(*name);

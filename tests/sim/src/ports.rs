@@ -86,6 +86,10 @@ impl Ledger for Book {
         book!(self, "read", tables => tables.read(after, until, limit))
     }
 
+    fn oldest(&self, after: i64, until: i64) -> impl Future<Output = Result<Option<i64>, StoreError>> + Send {
+        book!(self, "oldest", tables => tables.oldest(after, until))
+    }
+
     fn read_in_order(
         &self,
         behind: Place,
@@ -165,10 +169,7 @@ fn lost(what: &str) -> BusError {
 }
 
 impl Link {
-    async fn ask<T>(
-        &self,
-        ask: impl FnOnce(oneshot::Sender<Result<T, BusError>>) -> StreamAsk,
-    ) -> Result<T, BusError> {
+    async fn ask<T>(&self, ask: impl FnOnce(oneshot::Sender<Result<T, BusError>>) -> StreamAsk) -> Result<T, BusError> {
         let (sender, answer) = oneshot::channel();
         self.line.push(Call::Stream { link: self.broker, ask: ask(sender) });
         answer.await.unwrap_or_else(|_| Err(lost("no answer")))
@@ -327,12 +328,7 @@ impl Keep for Shelf {
         &self.outbox
     }
 
-    async fn commit(
-        &mut self,
-        decisions: &Decisions,
-        token: LeaseToken,
-        events: &Staged,
-    ) -> Result<(), CommitError> {
+    async fn commit(&mut self, decisions: &Decisions, token: LeaseToken, events: &Staged) -> Result<(), CommitError> {
         let epoch = self.epoch;
         let commit = SessionCommit::of(decisions, token, events);
         let what = format!("commit {} changes of sessions", commit.changes.len());
@@ -449,7 +445,8 @@ impl simulated::Line for Line {
 
     async fn hellos(&self) -> Result<BoxStream<'static, ()>, BusError> {
         let heard = self.listen_to_hellos();
-        let stream = futures::stream::unfold(heard, |mut heard| async move { heard.recv().await.map(|()| ((), heard)) });
+        let stream =
+            futures::stream::unfold(heard, |mut heard| async move { heard.recv().await.map(|()| ((), heard)) });
         Ok(stream.boxed())
     }
 

@@ -220,8 +220,12 @@ async fn pool(line: &Line, policy: Limits, shutdown: CancellationToken) -> anyho
     line.store("take over".into(), move |stores| stores.take_over(epoch)).await?;
     let (outbox, publisher) = open(line, Base::Sessions).await?;
     let stored = line.store("load".into(), crate::stores::Stores::load).await?;
-    let policy =
-        Policy { tenant_limit: policy.tenant_limit, max_waiting: policy.max_waiting, idle_ms: 15_000, ..Policy::default() };
+    let policy = Policy {
+        tenant_limit: policy.tenant_limit,
+        max_waiting: policy.max_waiting,
+        idle_ms: 15_000,
+        ..Policy::default()
+    };
     let pool = Pool::restore(policy, stored, line.now());
     let (handle, inputs) = pool_engine::channel();
     let outgoing = Outgoing::new(Abroad(line.clone()), handle.clone(), epoch.to_string());
@@ -263,13 +267,7 @@ fn watcher(line: &Line, shutdown: CancellationToken) -> anyhow::Result<Parts> {
     Ok(Parts::Watcher(watch))
 }
 
-fn runner(
-    line: &Line,
-    id: RunnerId,
-    capacity: u32,
-    warm: u32,
-    shutdown: CancellationToken,
-) -> anyhow::Result<Parts> {
+fn runner(line: &Line, id: RunnerId, capacity: u32, warm: u32, shutdown: CancellationToken) -> anyhow::Result<Parts> {
     let config = RunnerConfig { capacity, warm, host: "sim".into(), ..RunnerConfig::new("agt_sim".parse()?) };
     let signs = line.clone();
     let told = move |mut sign: v1::Activity| {
@@ -351,9 +349,7 @@ async fn ask_pool(desk: &pool_desk::Desk, request: Request) -> Result<Reply, Err
         Request::EndSession(tenant, id) => {
             boxed(desk.engine.ask(|reply| Input::EndSession(id, tenant, reply)).await.and_then(|ended| ended))
         }
-        Request::Drain(id) => {
-            boxed(desk.engine.ask(|reply| Input::Drain(id, reply)).await.and_then(|drained| drained))
-        }
+        Request::Drain(id) => boxed(desk.engine.ask(|reply| Input::Drain(id, reply)).await.and_then(|drained| drained)),
         _ => Err(strange()),
     }
 }

@@ -37,7 +37,9 @@ pub fn shrink(options: Options, outcome: Outcome) -> anyhow::Result<Failure> {
     let mut best = Failure { options, outcome };
     let lucky = Options { lucky: true, ..best.options };
     try_smaller(&mut best, lucky)?;
-    for field in [|options: &mut Options, n| options.faults = Some(n), |options: &mut Options, n| options.runs = Some(n)] {
+    for field in
+        [|options: &mut Options, n| options.faults = Some(n), |options: &mut Options, n| options.runs = Some(n)]
+    {
         for count in [0usize, 1, 2, 3, 4, 6, 8, 12, 16, 24] {
             let mut smaller = best.options;
             field(&mut smaller, count);

@@ -78,6 +78,7 @@ pub(crate) trait Tables {
     fn register(&mut self, now: i64) -> Result<i64, StoreError>;
     fn unmarked(&mut self, objects: &[[u8; 16]]) -> Result<Vec<Encoded>, StoreError>;
     fn read(&mut self, after: i64, until: i64, limit: i64) -> Result<Vec<Encoded>, StoreError>;
+    fn oldest(&mut self, after: i64, until: i64) -> Result<Option<i64>, StoreError>;
     fn read_in_order(&mut self, behind: Place, limit: i64) -> Result<Vec<(Encoded, Place)>, StoreError>;
     fn mark(&mut self, writer: i64, mark: i64, seen_at: i64) -> Result<(), StoreError>;
     fn advance(&mut self, left: Left, before: i64, own: i64) -> Result<(), StoreError>;

@@ -179,4 +179,3 @@ pub async fn session_lost(desk: &Desk, request: v1::SessionLostRequest) -> Resul
     desk.engine.ask(|reply| Input::SessionLost(runner_id, session_id, message, reply)).await?;
     Ok(v1::SessionLostResponse {})
 }
-

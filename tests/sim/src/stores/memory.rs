@@ -75,6 +75,16 @@ impl Tables for Book {
         Ok(self.events.range(after + 1..=until).take(count(limit)).map(|(_, event)| encoded(event)).collect())
     }
 
+    fn oldest(&mut self, after: i64, until: i64) -> Result<Option<i64>, StoreError> {
+        let until = until.max(after);
+        Ok(self
+            .events
+            .range(after + 1..=until.max(after + 1))
+            .filter(|(at, _)| **at <= until)
+            .map(|(_, event)| event.created_at)
+            .min())
+    }
+
     fn read_in_order(&mut self, behind: Place, limit: i64) -> Result<Vec<(Encoded, Place)>, StoreError> {
         let places = self.by_time.range((behind.0, behind.1, behind.2 + 1)..).take(count(limit));
         Ok(places.filter_map(|place| Some((encoded(self.events.get(&place.2)?), *place))).collect())
@@ -220,7 +230,8 @@ impl Backend for Memory {
             return Ok(false);
         }
         // An earlier try, whose outcome nobody learned, has done it.
-        let done = commit.events.events().first().is_some_and(|event| self.books[1].events.contains_key(&event.position));
+        let done =
+            commit.events.events().first().is_some_and(|event| self.books[1].events.contains_key(&event.position));
         if done {
             return Ok(true);
         }
@@ -236,7 +247,11 @@ impl Backend for Memory {
             self.losses.remove(token);
         }
         for (runner, drains) in &commit.drains {
-            if *drains { self.drains.insert(*runner) } else { self.drains.remove(runner) };
+            if *drains {
+                self.drains.insert(*runner)
+            } else {
+                self.drains.remove(runner)
+            };
         }
         Ok(true)
     }

@@ -34,6 +34,10 @@ impl Tables for Book {
         self.runtime.block_on(self.db.read(after, until, limit))
     }
 
+    fn oldest(&mut self, after: i64, until: i64) -> Result<Option<i64>, StoreError> {
+        self.runtime.block_on(self.db.oldest(after, until))
+    }
+
     fn read_in_order(&mut self, behind: Place, limit: i64) -> Result<Vec<(Encoded, Place)>, StoreError> {
         self.runtime.block_on(self.db.read_in_order(behind, limit))
     }
@@ -91,8 +95,8 @@ impl Sqlite {
         let runtime = Arc::new(runtime);
         let folder = tempfile::tempdir()?;
         let url = format!("sqlite://{}", folder.path().display());
-        let (runs, sessions) = runtime
-            .block_on(async { anyhow::Ok((RunStore::open(&url).await?, SessionStore::open(&url).await?)) })?;
+        let (runs, sessions) =
+            runtime.block_on(async { anyhow::Ok((RunStore::open(&url).await?, SessionStore::open(&url).await?)) })?;
         let book = |db: &Db| Book { runtime: Arc::clone(&runtime), db: db.clone() };
         let books = [book(runs.db()), book(sessions.db())];
         Ok(Self { runs, sessions, owners: BTreeMap::new(), books, runtime, _folder: folder })
