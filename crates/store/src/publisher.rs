@@ -254,8 +254,10 @@ impl<L: Ledger, S: EventStream> Publisher<L, S> {
     /// older than what another has lost. Advances the marks of writers not seen since `before`.
     async fn publish_again(&mut self, before: i64) -> Result<(), RecoverError> {
         let _turn = self.ledger.turn().await?;
-        let gaps = self.gaps().await?;
+        // In this order: what another writer marks meanwhile is in what was left before, and what was marked before is
+        // looked for in the stream.
         let left = self.left(i64::MAX).await?;
+        let gaps = self.gaps().await?;
         let begun = self.ledger.begun().await?;
         let since = gaps.iter().map(|gap| gap.since).chain(left.iter().map(|one| one.since)).chain(begun).min();
         let Some(since) = since else { return Ok(()) };

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use errand_core::invariant::{Heard, Tokens, check_commit, check_expired, check_session_commit};
 use errand_core::run::{Broken, LeaseToken, Run, RunStatus, State};
 use errand_core::session::{Session, State as SessionState};
-use errand_core::{EventId, RunId, SessionId, Timestamp};
+use errand_core::{ErrorCode, EventId, RunId, SessionId, Timestamp};
 use errand_proto::v1;
 use errand_store::Stored;
 
@@ -27,6 +27,8 @@ pub(crate) struct Checks {
     discarding: BTreeMap<LeaseToken, SessionId>,
     /// Sessions that may not serve again.
     discarded: BTreeSet<SessionId>,
+    /// Since when nothing goes wrong, by the processes' clocks.
+    pub(crate) calm_since: Option<Timestamp>,
     /// What a reader of the event stream hears who is always there.
     pub(crate) heard: Heard,
 }
@@ -75,9 +77,26 @@ impl Checks {
         if let Some(before) = before {
             Self::check_fence(before, run)?;
             check_expired(before, run)?;
+            self.check_calm(before, run)?;
         }
         if let Some(lease) = run.lease() {
             self.held.insert((run.id, lease.token), run.attempt);
+        }
+        Ok(())
+    }
+
+    /// When nothing goes wrong any more, nobody waits in vain: a lost message is sent again long before a deadline has
+    /// to end what it was to begin (invariant 10).
+    fn check_calm(&self, before: &Run, after: &Run) -> Result<(), Broken> {
+        let Some(calm) = self.calm_since else { return Ok(()) };
+        let failed = |code| after.errors.iter().any(|error| error.code == code);
+        // What was there when calm came may have kept a runner busy for so long.
+        if failed(ErrorCode::SESSION_TIMEOUT) && after.updated_at.millis_since(calm) > 50_000 {
+            return broken(10, format!("{} waited for a session until its time was over", after.id));
+        }
+        let begun = matches!(before.state, State::Running(_)) && before.updated_at.millis_since(calm) > 2_000;
+        if failed(ErrorCode::TASK_TIMEOUT) && begun {
+            return broken(10, format!("{} was to begin, and nothing was heard of it", after.id));
         }
         Ok(())
     }

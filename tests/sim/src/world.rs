@@ -423,6 +423,7 @@ impl World {
     fn calm_down(&mut self) {
         self.say("world", "nothing goes wrong from now on");
         (self.calm, self.calm_since) = (true, self.now);
+        self.checks.calm_since = Some(errand_core::Timestamp(crate::process::EPOCH + self.now));
         if !self.broker.is_up {
             self.broker.is_up = true;
         }

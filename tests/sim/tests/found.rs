@@ -5,7 +5,7 @@ use errand_sim::{options_of, shrink, simulate};
 
 #[test]
 fn seeds_that_have_found_a_bug_find_none() {
-    for seed in [117, 252, 384, 459, 482, 574, 576, 615, 630, 1013, 1349] {
+    for seed in [117, 252, 384, 459, 482, 574, 576, 615, 630, 1013, 1349, 1530] {
         let options = options_of(seed);
         let outcome = simulate(options).unwrap();
         if outcome.broken.is_some() {
