@@ -53,6 +53,12 @@ impl<H: Host> Simulated<H> {
         Self(engine)
     }
 
+    /// Whether it drains and has nothing left: then the process ends.
+    #[must_use]
+    pub fn has_drained(&self) -> bool {
+        self.0.draining() && self.0.sessions().is_empty() && self.0.is_idle()
+    }
+
     /// As the bus would ask.
     ///
     /// # Errors

@@ -156,6 +156,11 @@ impl Process {
         }
     }
 
+    /// Whether a runner has drained: then it goes.
+    pub(crate) fn has_drained(&self) -> bool {
+        matches!(self.parts.get(), Some(Parts::Runner(runner, _)) if runner.has_drained())
+    }
+
     /// How many runs a watcher has armed.
     pub(crate) fn armed(&self) -> Option<usize> {
         match self.parts.get() {

@@ -309,6 +309,9 @@ impl World {
                 if self.is_alive(who) {
                     self.after(TICK, Event::Tick(who));
                     self.go_on(who);
+                    if self.slots[who.0].process.as_ref().is_some_and(Process::has_drained) {
+                        self.kill(who.0, "has drained");
+                    }
                 }
             }
             Event::Wake(who, wake) => {
