@@ -21,20 +21,23 @@ const MAX_FILE_NAME: usize = 512;
 /// What a task's `program` says.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Program {
+pub struct Program {
     /// The program and its arguments.
-    pub(crate) command: Vec<String>,
+    pub command: Vec<String>,
     /// Further environment variables.
     #[serde(default)]
-    pub(crate) env: BTreeMap<String, String>,
+    pub env: BTreeMap<String, String>,
     /// The working directory, below the runner's.
     #[serde(default)]
-    pub(crate) directory: Option<String>,
+    pub directory: Option<String>,
 }
 
 impl Program {
-    /// Reads a task's `program`. The errors hold none of its values: they may be secrets.
-    pub(crate) fn parse(json: &[u8]) -> Result<Self, Error> {
+    /// Reads a task's `program`.
+    ///
+    /// # Errors
+    /// `task`/`agent_error` that holds none of its values: they may be secrets.
+    pub fn parse(json: &[u8]) -> Result<Self, Error> {
         let wrong = |what: &str| Err(ErrorCode::AGENT_ERROR.with(format!("the task's program is unusable: {what}")));
         if json.is_empty() {
             return wrong("there is none; it needs {\"command\": [...]}");
@@ -255,6 +258,8 @@ struct Start<'a> {
     program: &'a RawValue,
     source_id: Option<errand_core::SourceId>,
     credential_id: Option<errand_core::CredentialId>,
+    #[serde(flatten)]
+    extra: &'a BTreeMap<&'static str, Value>,
 }
 
 #[derive(Serialize)]
@@ -272,7 +277,12 @@ struct StartSession<'a> {
 }
 
 /// The first line to an agent.
-pub(crate) fn start(run: &Assigned, session_directory: &Path, files_directory: &Path) -> Result<Vec<u8>, Error> {
+pub(crate) fn start(
+    run: &Assigned,
+    session_directory: &Path,
+    files_directory: &Path,
+    extra: &BTreeMap<&'static str, Value>,
+) -> Result<Vec<u8>, Error> {
     let unusable = |what: &str| ErrorCode::AGENT_ERROR.with(format!("the run cannot be told to its agent: {what}"));
     let program: &RawValue =
         serde_json::from_slice(&run.program).map_err(|_| unusable("the task's program is not JSON"))?;
@@ -286,6 +296,7 @@ pub(crate) fn start(run: &Assigned, session_directory: &Path, files_directory: &
         program,
         source_id: run.source_id,
         credential_id: run.credential_id,
+        extra,
     };
     let json = serde_json::to_vec(&start).map_err(|_| unusable("a folder's name is not UTF-8"))?;
     Ok(line(&[&json]))
