@@ -33,3 +33,5 @@ tools: ## fetch nats-server and nats-py into .tools/ (the others do it by themse
 
 tools-test: tools
 	@sh tools/postgres.sh ensure >/dev/null
+	@sh tools/chromium.sh ensure >/dev/null
+	@sh tools/test-packages.sh
