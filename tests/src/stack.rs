@@ -38,6 +38,8 @@ pub enum Role {
     Notifier,
     /// Runs programs as agents.
     Exec,
+    /// Drives browsers.
+    Browser,
     /// A runner whose agent does what the input says: `src/bin/errand-tests-runner.rs`.
     Scripted,
 }
@@ -52,6 +54,7 @@ impl Role {
             Self::TimeoutWatcher => "errand-timeout-watcher",
             Self::Notifier => "errand-notifier",
             Self::Exec => "errand-exec",
+            Self::Browser => "errand-browser",
             Self::Scripted => "errand-tests-runner",
         }
     }
@@ -63,7 +66,7 @@ impl Role {
             Self::SessionPool => "session-pool",
             Self::TimeoutWatcher => "timeout-watcher",
             Self::Notifier => "notifier",
-            Self::Exec | Self::Scripted => "errand-runner",
+            Self::Exec | Self::Browser | Self::Scripted => "errand-runner",
         }
     }
 
