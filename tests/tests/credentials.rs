@@ -298,6 +298,7 @@ async fn no_secret_is_left_anywhere_by_runs_that_sign_in(kind: StoreKind) -> any
         found.map(|(_, bytes)| bytes.windows(what.len()).any(|window| window == what.as_bytes())).any(|found| found)
     };
     ensure!(messages > 15 && holds("the streams", "credential.verified") && holds("core NATS", &runs[0].to_string()));
+    ensure!(kind == StoreKind::Postgres || holds("vault.db", "username_password"));
     ensure!(holds("run.log", "[secret]") && holds("core NATS", "with [secret]") && holds("log of Vault", "granted"));
     Ok(())
 }

@@ -163,6 +163,8 @@ pub struct SecretStream(Stream);
 pub(crate) struct Safe {
     credential_id: Option<CredentialId>,
     vault: Option<Arc<dyn Vault>>,
+    /// Seconds since 1970.
+    clock: fn() -> u64,
     keys: OnceLock<KeyPair>,
     opened: OnceCell<Credential>,
     filter: SecretFilter,
@@ -178,6 +180,7 @@ impl Safe {
         Self {
             credential_id,
             vault,
+            clock: seconds,
             keys: OnceLock::new(),
             opened: OnceCell::new(),
             filter: SecretFilter(Arc::new(Mutex::new(Scrubber::new()))),
@@ -234,7 +237,7 @@ impl Safe {
         let totp = credential.0.totp.as_ref();
         let totp = totp.ok_or_else(|| ErrorCode::AUTH_UNSUPPORTED.with("the credential makes no one-time codes"))?;
         loop {
-            let seconds = seconds();
+            let seconds = (self.clock)();
             let step = totp.step(seconds);
             let left = totp.begin(step + 1).saturating_sub(seconds);
             {
@@ -307,3 +310,6 @@ async fn repeat<T>(patience: Duration, ask: impl Fn() -> BoxFuture<'static, Resu
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
