@@ -164,7 +164,6 @@ impl KeyPair {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "in a test a panic is the answer")]
 mod tests {
     use proptest::prelude::*;
 

@@ -215,7 +215,6 @@ impl Stream {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "in a test a panic is the answer")]
 mod tests {
     use proptest::prelude::*;
 

@@ -147,7 +147,6 @@ fn base32(text: &str) -> Result<Zeroizing<Vec<u8>>, TotpError> {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "in a test a panic is the answer")]
 mod tests {
     use super::*;
 
