@@ -181,6 +181,10 @@ impl Secrets {
     /// # Errors
     /// [`SecretsError`].
     pub fn decode(bytes: &[u8]) -> Result<Self, SecretsError> {
+        // serde takes a list for a struct as well, its first entry for the first field.
+        if bytes.trim_ascii_start().first() != Some(&b'{') {
+            return Err(SecretsError);
+        }
         serde_json::from_slice(bytes).map_err(|_| SecretsError)
     }
 }
@@ -295,7 +299,7 @@ mod tests {
         let shown = format!("{opened:?} {:?}", opened.secrets.password);
         assert!(!shown.contains("horse") && !shown.contains("ada") && shown.contains("password"), "{shown}");
         assert!(opened.encode().capacity() >= opened.encode().len());
-        for nonsense in [&b""[..], b"{", b"7", b"{\"pin\":\"1\"}"] {
+        for nonsense in [&b""[..], b"{", b"7", b"[]", b"[\"x\"]", b"{\"pin\":\"1\"}"] {
             assert_eq!(Secrets::decode(nonsense), Err(SecretsError));
         }
     }
