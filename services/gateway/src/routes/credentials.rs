@@ -77,7 +77,7 @@ async fn list_credentials(State(gateway): State<Arc<Gateway>>, access: Access, m
         page: Some(query.page()?),
         status: status.into_iter().map(|status| v1::CredentialStatus::from(status).into()).collect(),
         auth_method: methods.into_iter().map(|method| v1::AuthMethod::from(method).into()).collect(),
-        source_id: query.many("source_id"),
+        source_id: query.many("source_id")?,
     };
     query.finish()?;
     let answer: v1::ListCredentialsResponse = gateway.backend.vault("list_credentials", &request).await?;
