@@ -2,7 +2,7 @@
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let files: Vec<String> =
-        ["common", "run", "task", "event", "session", "pool", "runner", "watcher", "notifier", "gateway"]
+        ["common", "run", "task", "event", "session", "pool", "runner", "watcher", "notifier", "gateway", "vault"]
             .iter()
             .map(|name| format!("errand/v1/{name}.proto"))
             .collect();

@@ -6,8 +6,10 @@ use std::path::PathBuf;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use errand_core::credential::{AuthMethod, CredentialStatus};
 use errand_core::run::{Decision, RunResult, RunStatus};
 use errand_core::session::SessionStatus;
+use errand_core::source::SourceType;
 use errand_core::{ApiKeyId, CredentialId, RunId, RunnerId, SessionId, SourceId, Tenant};
 
 /// Runs tasks on scarce compute, and tells everyone what happened.
@@ -84,6 +86,12 @@ pub(crate) enum Command {
     Destinations(destinations::DestinationsArgs),
     /// Event deliveries: what became of each push
     Deliveries(destinations::DeliveriesArgs),
+    /// Sources: the systems that runs work on
+    Sources(SourcesArgs),
+    /// Credentials: secrets for sources, which go in and never come out
+    Credentials(CredentialsArgs),
+    /// The vault that keeps them: for its operator
+    Vault(VaultArgs),
     /// Sessions: where runs execute
     Sessions(SessionsArgs),
     /// API keys of the HTTP API
@@ -328,6 +336,128 @@ pub(crate) enum EventsCommand {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct SourcesArgs {
+    #[command(subcommand)]
+    pub(crate) command: SourcesCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SourcesCommand {
+    /// Makes a source
+    Create {
+        /// For people
+        name: String,
+        /// Where it is; a source of type exec needs none
+        #[arg(value_name = "URL", default_value = "", hide_default_value = true)]
+        url: String,
+        /// What kind of system it is
+        #[arg(long = "type", short = 't', value_name = "TYPE", default_value = "website", value_parser = source_types())]
+        kind: SourceType,
+    },
+    /// Lists sources, newest first
+    List {
+        /// Only of this type; may be repeated
+        #[arg(long = "type", short = 't', value_name = "TYPE", value_parser = source_types())]
+        kind: Vec<SourceType>,
+        /// At most so many; 0: all
+        #[arg(long, short = 'n', value_name = "N", default_value_t = 20)]
+        limit: usize,
+    },
+    /// Shows a source
+    Get { source: SourceId },
+    /// Changes a source
+    Update {
+        source: SourceId,
+        /// Another name
+        #[arg(long)]
+        name: Option<String>,
+        /// Another address
+        #[arg(long)]
+        url: Option<String>,
+        /// Another type
+        #[arg(long = "type", short = 't', value_name = "TYPE", value_parser = source_types())]
+        kind: Option<SourceType>,
+    },
+    /// Deletes a source that no credential belongs to
+    Delete { source: SourceId },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CredentialsArgs {
+    #[command(subcommand)]
+    pub(crate) command: CredentialsCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CredentialsCommand {
+    /// Makes a credential. Secrets are never arguments: everybody on the machine could read them
+    Create {
+        /// For people
+        name: String,
+        /// How it signs in
+        #[arg(long, short, value_name = "METHOD", default_value = "username_password", value_parser = auth_methods())]
+        method: AuthMethod,
+        /// The source that it is for [default: any]
+        #[arg(long, value_name = "ID")]
+        source: Option<SourceId>,
+        #[command(flatten)]
+        secrets: SecretsArg,
+    },
+    /// Lists credentials, newest first
+    List {
+        /// Only with this status; may be repeated
+        #[arg(long, short, value_parser = credential_statuses())]
+        status: Vec<CredentialStatus>,
+        /// Only for this source; may be repeated
+        #[arg(long, value_name = "ID")]
+        source: Vec<SourceId>,
+        /// At most so many; 0: all
+        #[arg(long, short = 'n', value_name = "N", default_value_t = 20)]
+        limit: usize,
+    },
+    /// Shows a credential, without its secrets
+    Get { credential: CredentialId },
+    /// Changes a credential; other secrets make it unverified
+    Update {
+        credential: CredentialId,
+        /// Another name
+        #[arg(long)]
+        name: Option<String>,
+        /// Another source
+        #[arg(long, value_name = "ID", conflicts_with = "any_source")]
+        source: Option<SourceId>,
+        /// For any source
+        #[arg(long)]
+        any_source: bool,
+        #[command(flatten)]
+        secrets: SecretsArg,
+    },
+    /// Deletes a credential with its secrets
+    Delete { credential: CredentialId },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SecretsArg {
+    /// A file with the secrets, `-`: stdin. A JSON object of username, password, api_key and totp_secret, those that the
+    /// method has [default: asked for at a terminal; nothing on update]
+    #[arg(long = "secrets", value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VaultArgs {
+    #[command(subcommand)]
+    pub(crate) command: VaultCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum VaultCommand {
+    /// Seals with the newest master key what older ones have sealed. Give every vault the new key first, in front of
+    /// the old one; take the old one away when this is done. Safe to break off and to repeat
+    RotateKey,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct SessionsArgs {
     #[command(subcommand)]
     pub(crate) command: SessionsCommand,
@@ -511,6 +641,18 @@ fn results() -> impl TypedValueParser<Value = RunResult> {
 
 fn session_statuses() -> impl TypedValueParser<Value = SessionStatus> {
     named(SessionStatus::ALL.map(|status| (status.as_str(), status)))
+}
+
+fn source_types() -> impl TypedValueParser<Value = SourceType> {
+    named(SourceType::ALL.map(|kind| (kind.as_str(), kind)))
+}
+
+fn auth_methods() -> impl TypedValueParser<Value = AuthMethod> {
+    named(AuthMethod::ALL.map(|method| (method.as_str(), method)))
+}
+
+fn credential_statuses() -> impl TypedValueParser<Value = CredentialStatus> {
+    named(CredentialStatus::ALL.map(|status| (status.as_str(), status)))
 }
 
 fn named<T: Copy + Send + Sync + 'static, const N: usize>(

@@ -73,19 +73,25 @@ impl Stack {
         let without = config.arguments(false);
         let mut dispatcher: errand_dispatcher::config::Config = parsed(&with_store)?;
         let mut pool: errand_session_pool::config::Config = parsed(&with_store)?;
+        let mut vault: errand_vault::config::Config = parsed(&with_store)?;
         let mut watcher: errand_timeout_watcher::Config = parsed(&without)?;
         let notifier = config.notifier()?;
+        if let Some(key) = &config.master_key {
+            vault.master_key.give(key)?;
+        }
         // One address cannot serve the health of many.
         let nowhere: Option<SocketAddr> = None;
         dispatcher.kit.health_listen = nowhere;
         pool.kit.health_listen = nowhere;
+        vault.kit.health_listen = nowhere;
         watcher.kit.health_listen = nowhere;
         let mut parts = vec![Part::start(|tasks, shutdown| {
-            let [a, b, c, d] = std::array::from_fn(|_| shutdown.clone());
+            let [a, b, c, d, e] = std::array::from_fn(|_| shutdown.clone());
             tasks.spawn("dispatcher", apart(|| errand_dispatcher::service::run(dispatcher, a)));
             tasks.spawn("session-pool", apart(|| errand_session_pool::service::run(pool, b)));
             tasks.spawn("timeout-watcher", apart(|| errand_timeout_watcher::run(watcher, c)));
             tasks.spawn("notifier", apart(|| errand_notifier::run(notifier, d)));
+            tasks.spawn("vault", apart(|| errand_vault::service::run(vault, e)));
         })];
         let http = match config.http {
             None => None,

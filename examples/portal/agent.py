@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """An agent for the exec runner: fetches the bills of a Brightwater customer. The protocol: docs/exec-agents.md.
 
-Input: portal_url, email, limit (12), download (true), and for demonstrations pause_seconds (0) and hang (false).
+Input: portal_url, email (or the run's credential has it), limit (12), download (true), and for demonstrations pause_seconds (0) and hang (false).
 Output: the account, its newest bills and the sum of their amounts; their PDFs and the CSV export become files.
 """
 
@@ -248,27 +248,43 @@ def error_on(page):
     return (node.attributes.get("data-testid", "").replace("error-", "", 1), node.text()) if node else (None, None)
 
 
-def sign_in(runner, portal, email):
+def sign_in(runner, portal, email, credential):
     """Ends with the first page of bills."""
     page, path = portal.page("/bills")
-    for _ in range(MAX_SIGN_INS):
+    for number in range(MAX_SIGN_INS):
         if path == "/bills":
+            if number and credential:
+                runner.send("auth_ok")
             return page
         runner.progress("Signing in", "sign-in", 5)
         page, path = portal.page("/sign-in")
         page, path = send_form(portal, page, "sign-in-form", email=email)
         refuse_final(*error_on(page))
+        page, path = enter_password(portal, page, path, credential)
         page, path = enter_code(runner, portal, page, path, email)
     if path == "/bills":
+        if credential:
+            runner.send("auth_ok")
         return page
     raise Failure("auth", "auth_invalid", f"{MAX_SIGN_INS} one-time codes have expired")
 
 
 def refuse_final(why, text):
-    if why in ("email-invalid", "code-spent"):
+    if why in ("email-invalid", "password-refused", "code-spent"):
         raise Failure("auth", "auth_invalid", f"the portal refuses the sign-in: {text}")
     if why == "locked":
         raise Failure("auth", "auth_locked", f"the portal refuses the sign-in: {text}")
+
+
+def enter_password(portal, page, path, credential):
+    """Where the customer has one. It comes from the run's credential; nobody is asked for it."""
+    if path != "/sign-in/password":
+        return page, path
+    if "password" not in credential:
+        raise Failure("auth", "auth_unsupported", "the portal wants a password, and the run has no credential with one")
+    page, path = send_form(portal, page, "password-form", password=credential["password"])
+    refuse_final(*error_on(page))
+    return page, path
 
 
 def enter_code(runner, portal, page, path, email):
@@ -376,14 +392,16 @@ def pause(runner, seconds):
 
 def execute(runner):
     start, value = runner.receive("start"), runner.receive("input").get("input")
-    if not isinstance(value, dict) or not all(isinstance(value.get(key), str) for key in ("portal_url", "email")):
-        raise Failure("task", "agent_error", "the input must have portal_url and email")
+    credential = start.get("credential") or {}
+    email = isinstance(value, dict) and (value.get("email") or credential.get("username"))
+    if not email or not all(isinstance(text, str) for text in (email, value.get("portal_url"))):
+        raise Failure("task", "agent_error", "the input must have portal_url, and email where the run has no credential")
     runner.progress("Starting", "start", 0)
     pause(runner, value.get("pause_seconds", 0))
     if value.get("hang"):
         runner.hang()
-    portal = Portal(value["portal_url"], cookie_file(start, value["portal_url"], value["email"]))
-    page = sign_in(runner, portal, value["email"].strip().lower())
+    portal = Portal(value["portal_url"], cookie_file(start, value["portal_url"], email))
+    page = sign_in(runner, portal, email.strip().lower(), credential)
     portal.keep_cookies()
     account, bills = read_account(page), collect(runner, portal, page, value.get("limit", 12))
     if value.get("download", True):

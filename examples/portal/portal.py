@@ -6,6 +6,7 @@ derived from the address, so it repeats. See README.md beside this file.
 """
 
 import argparse
+import base64
 import calendar
 import csv
 import hashlib
@@ -143,8 +144,33 @@ class Throttle:
         keep_newest(self.hits, MAX_MAILBOXES)
 
 
+class PasswordAccount:
+    """A customer who signs in with a password, and perhaps with the codes of an authenticator app (RFC 6238)."""
+
+    def __init__(self, password, totp_secret):
+        self.password, self.last_step = password, 0
+        secret = totp_secret.replace(" ", "").upper()
+        self.totp_key = base64.b32decode(secret + "=" * (-len(secret) % 8)) if secret else None
+
+    def code(self, step):
+        digest = hmac.new(self.totp_key, step.to_bytes(8, "big"), hashlib.sha1).digest()
+        at = digest[-1] & 15
+        return f"{(int.from_bytes(digest[at:at + 4], 'big') & 0x7fffffff) % 10**6:06d}"
+
+    def takes(self, code):
+        """The code of now, or of the period before or behind; none twice."""
+        now = int(time.time()) // 30
+        for step in (now - 1, now, now + 1):
+            if step > self.last_step and hmac.compare_digest(code.encode(), self.code(step).encode()):
+                self.last_step = step
+                return True
+        return False
+
+
 class Attempt:
     """A sign-in under way."""
+
+    account, password_is_right = None, True
 
     def __init__(self, email, seconds):
         self.email, self.code, self.left = email, f"{secrets.randbelow(10**6):06d}", CODE_TRIES
@@ -171,7 +197,7 @@ class Portal:
     def __init__(self, mode="normal", delay=2.0, code_seconds=300.0, sign_ins=60):
         self.mode, self.delay, self.code_seconds = mode, delay, code_seconds
         self.lock, self.stopping = threading.Lock(), threading.Event()
-        self.visits, self.mails = OrderedDict(), OrderedDict()
+        self.visits, self.mails, self.accounts = OrderedDict(), OrderedDict(), OrderedDict()
         self.sign_ins, self.wrong_codes = Throttle(sign_ins, 60), Throttle(WRONG_CODES, WRONG_CODES_SECONDS)
 
     def visit(self, token):
@@ -205,6 +231,10 @@ class Portal:
                 raise Refused(429, "throttled", "Too many sign-ins. Try again in a minute.")
             self.sign_ins.hit(email)
             visit.attempt = attempt = Attempt(email, self.code_seconds)
+            attempt.account = self.accounts.get(email)
+            if attempt.account:
+                attempt.password_is_right = False
+                return
             self.mails.setdefault(email, deque(maxlen=MAILS_KEPT)).append({
                 "from": "no-reply@brightwater.example", "to": email, "subject": "Your Brightwater sign-in code",
                 "text": f"Your code is {attempt.code} (reference {attempt.reference}).",
@@ -214,11 +244,34 @@ class Portal:
             self.mails.move_to_end(email)
             keep_newest(self.mails, MAX_MAILBOXES)
 
+    def open_account(self, email, password, totp_secret):
+        with self.lock:
+            self.accounts[email] = PasswordAccount(password, totp_secret)
+            keep_newest(self.accounts, MAX_MAILBOXES)
+
+    def check_password(self, visit, password):
+        """The signed-in visit, or none where a code is still to come."""
+        with self.lock:
+            attempt = visit.attempt
+            if attempt is None or attempt.account is None:
+                raise Refused(410, "code-expired", "This sign-in is over. Begin again.")
+            if self.wrong_codes.is_full(attempt.email):
+                visit.attempt = None
+                raise Refused(403, "locked", "This account is locked because of too many wrong passwords. Try again later.")
+            if not hmac.compare_digest(password.encode(), attempt.account.password.encode()):
+                self.wrong_codes.hit(attempt.email)
+                raise Refused(401, "password-refused", "That password is not right.")
+            attempt.password_is_right = True
+            if attempt.account.totp_key:
+                return None
+            self.visits.pop(visit.token, None)
+        return self.admit(Visit(attempt.email))
+
     def verify(self, visit, code):
         """The signed-in visit that replaces this one: a new token, so that one planted before is worth nothing."""
         with self.lock:
             attempt = visit.attempt
-            if attempt is None:
+            if attempt is None or not attempt.password_is_right:
                 raise Refused(410, "code-expired", "This sign-in is over. Ask for a new code.")
             if self.wrong_codes.is_full(attempt.email):
                 visit.attempt = None
@@ -226,7 +279,8 @@ class Portal:
             if attempt.expires <= time.monotonic():
                 visit.attempt = None
                 raise Refused(410, "code-expired", "This code has expired. Ask for a new one.")
-            if not hmac.compare_digest(code.encode(), attempt.code.encode()):
+            account = attempt.account
+            if not (account.takes(code) if account else hmac.compare_digest(code.encode(), attempt.code.encode())):
                 attempt.left -= 1
                 self.wrong_codes.hit(attempt.email)
                 if attempt.left == 0:
@@ -322,11 +376,20 @@ def sign_in_page(visit, refused=None, email=""):
                 status=refused.status if refused else 200, narrow=True, headers=headers)
 
 
+def password_page(visit, refused=None):
+    form = f"""<form method="post" action="/sign-in/password" id="password-form" data-testid="password-form">{csrf(visit)}
+<label for="password">Password of {escape(visit.attempt.email)}</label>
+<input type="password" id="password" name="password" autocomplete="current-password" required data-testid="password" autofocus>
+<button type="submit" id="continue" data-testid="continue">Continue</button></form>""" if visit.attempt else ""
+    return page("Enter your password", alert(refused) + form, status=refused.status if refused else 200, narrow=True)
+
+
 def code_page(visit, refused=None):
     again = '<p><a href="/sign-in" id="new-code" data-testid="new-code">Ask for a new code</a></p>'
     form, attempt = "", visit.attempt
     if attempt:
-        form = f"""<p>We have sent a code to <strong data-testid="sent-to">{escape(attempt.email)}</strong>,
+        where = "Open your authenticator app for" if attempt.account else "We have sent a code to"
+        form = f"""<p>{where} <strong data-testid="sent-to">{escape(attempt.email)}</strong>,
 reference <strong id="reference" data-testid="reference">{attempt.reference}</strong>.</p>
 <form method="post" action="/sign-in/code" id="code-form" data-testid="code-form">{csrf(visit)}
 <label for="code">One-time code</label>
@@ -424,11 +487,25 @@ def begin_sign_in(request):
         request.portal.begin(request.visit, email)
     except Refused as refused:
         return sign_in_page(request.visit, refused, email)
-    return redirect("/sign-in/code")
+    return redirect("/sign-in/password" if request.visit.attempt.account else "/sign-in/code")
+
+
+def show_password(request):
+    attempt = request.visit and request.visit.attempt
+    return password_page(request.visit) if attempt and attempt.account else redirect("/sign-in")
+
+
+def check_password(request):
+    try:
+        visit = request.portal.check_password(request.visit, request.form.get("password", ""))
+    except Refused as refused:
+        return password_page(request.visit, refused)
+    return with_cookie(redirect("/bills"), visit) if visit else redirect("/sign-in/code")
 
 
 def show_code(request):
-    return code_page(request.visit) if request.visit and request.visit.attempt else redirect("/sign-in")
+    attempt = request.visit and request.visit.attempt
+    return code_page(request.visit) if attempt and attempt.password_is_right else redirect("/sign-in")
 
 
 def check_code(request):
@@ -477,6 +554,17 @@ def mailbox(request):
     return as_json(mail) if mail else as_json({"error": "no mail"}, 404)
 
 
+def open_account(request):
+    email, password, totp_secret = (request.form.get(key, "") for key in ("email", "password", "totp_secret"))
+    try:
+        if not (email and password and request.form.keys() <= {"email", "password", "totp_secret"}):
+            raise ValueError
+        request.portal.open_account(email.strip().lower(), password, totp_secret)
+    except (AttributeError, ValueError):
+        return as_json({"error": "send email, password, and perhaps totp_secret in base32"}, 422)
+    return as_json({"email": email})
+
+
 def set_mode(request):
     portal = request.portal
     now = {"mode": portal.mode, "delay": portal.delay, "code_seconds": portal.code_seconds}
@@ -494,6 +582,8 @@ ROUTES = [(method, re.compile(path), handler, private) for method, path, handler
     ("GET", r"/", home, False),
     ("GET", r"/sign-in", show_sign_in, False),
     ("POST", r"/sign-in", begin_sign_in, False),
+    ("GET", r"/sign-in/password", show_password, False),
+    ("POST", r"/sign-in/password", check_password, False),
     ("GET", r"/sign-in/code", show_code, False),
     ("POST", r"/sign-in/code", check_code, False),
     ("POST", r"/sign-out", sign_out, False),
@@ -502,6 +592,7 @@ ROUTES = [(method, re.compile(path), handler, private) for method, path, handler
     ("GET", r"/bills/(BW-[0-9]+-[0-9]+)(\.pdf)?", show_bill, True),
     ("GET", r"/_mailbox", mailbox, False),
     ("POST", r"/_test/mode", set_mode, False),
+    ("POST", r"/_test/account", open_account, False),
 ]]
 
 
@@ -555,7 +646,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def backstage(self, handler, request):
         """The inbox and the switch: not the customer's, so neither slow nor failing; JSON in, JSON out."""
-        if handler is set_mode:
+        if handler in (set_mode, open_account):
             # A form on some other site cannot send this type.
             try:
                 form = json.loads(request.form) if self.headers.get_content_type() == "application/json" else None

@@ -1,6 +1,9 @@
 """The portal over real HTTP, and the agents as the exec runner would start them."""
 
+import base64
 import csv
+import hashlib
+import hmac
 import http.client
 import io
 import json
@@ -50,6 +53,10 @@ class PortalProcess:
 
     def code(self, email):
         return self.mail(email)["code"]
+
+    def account(self, **fields):
+        body, headers = json.dumps(fields), {"Content-Type": "application/json"}
+        return Visitor(self).ask("POST", "/_test/account", body, headers)[0]
 
 
 class Visitor:
@@ -102,7 +109,7 @@ def wrong(code):
 class AgentProcess:
     """The runner's side of the protocol."""
 
-    def __init__(self, value, agent=HERE / "agent.py", folder=None):
+    def __init__(self, value, agent=HERE / "agent.py", folder=None, credential=None):
         self.own = tempfile.TemporaryDirectory()
         self.session, self.files = Path(folder or self.own.name, "session"), Path(self.own.name, "files")
         self.session.mkdir(exist_ok=True)
@@ -117,7 +124,7 @@ class AgentProcess:
         self.send(type="from_a_later_version", anything=[1])
         self.send(type="start", protocol=1, run={"id": "trun_1", "task_id": "task_1", "attempt": 1, "metadata": {}},
                   session={"id": "sess_1", "directory": str(self.session)}, files_directory=str(self.files),
-                  prompt=None, program={}, source_id=None, credential_id=None)
+                  prompt=None, program={}, source_id=None, credential_id=None, credential=credential)
         self.send(type="input", input=value)
 
     def read(self):
@@ -410,6 +417,23 @@ class AgentTest(SharedPortal):
         self.assert_fails(self.agent({"email": self.email}), "task", "agent_error")
         self.assert_fails(self.agent(None), "task", "agent_error")
 
+    def test_signs_in_with_a_password_and_the_codes_of_an_app(self):
+        secret = "JBSWY3DPEHPK3PXP"
+        self.assertEqual(self.shared.account(email=self.email, password="open sesame", totp_secret=secret), 200)
+        credential = {"auth_method": "username_password", "username": self.email, "password": "open sesame"}
+        agent = self.agent({"portal_url": self.shared.url, "limit": 1, "download": False}, credential=credential)
+        key = base64.b32decode(secret)
+        digest = hmac.new(key, (int(time.time()) // 30).to_bytes(8, "big"), hashlib.sha1).digest()
+        at = digest[-1] & 15
+        code = f"{(int.from_bytes(digest[at:at + 4], 'big') & 0x7fffffff) % 10**6:06d}"
+        agent.answer(agent.until("interaction"), code)
+        self.assertEqual(agent.until("auth_ok", "error"), {"type": "auth_ok"})
+        self.assertEqual(agent.result()["type"], "output")
+
+        wrong = self.agent({"portal_url": self.shared.url}, credential={**credential, "password": "sesame"})
+        self.assertNotIn("sesame", self.assert_fails(wrong, "auth", "auth_invalid"))
+        self.assert_fails(self.run_of(), "auth", "auth_unsupported")
+
     def test_failures_of_the_source(self):
         for url in ("ftp://example.com", "nothing", "http://[", "http://127.0.0.1:99999999"):
             self.assert_fails(self.run_of(portal_url=url), "source", "source_invalid" if ":9" not in url else "source_not_available")
@@ -465,8 +489,8 @@ class AgentTest(SharedPortal):
 class TaskFileTest(Case):
     def test_they_name_programs_that_exist_and_close_their_schemas(self):
         tasks = {path.name: json.loads(path.read_text()) for path in HERE.parent.glob("*/*.task.json")}
-        self.assertEqual(len(tasks), 4)
-        self.assertEqual(len({task["name"] for task in tasks.values()}), 4)
+        self.assertEqual(len(tasks), 5)
+        self.assertEqual(len({task["name"] for task in tasks.values()}), 5)
         for name, task in tasks.items():
             self.assertTrue((ROOT / task["program"]["command"][1]).is_file(), name)
             self.assertIs(task["input_schema"]["additionalProperties"], False)

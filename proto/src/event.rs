@@ -1,5 +1,6 @@
 //! Events: made from the object as it is after the change. Never input, output, secrets or artifacts.
 
+use errand_core::credential::Credential;
 use errand_core::run::{Run, RunStatus, armed};
 use errand_core::session::Session;
 use errand_core::task::Task;
@@ -179,6 +180,29 @@ pub fn of_destination(
             name: destination.name.clone(),
             r#type: destination.r#type.clone(),
             reason: destination.inactive_reason.clone(),
+        })),
+    }
+}
+
+/// The event of a credential's change: `action` is `created`, `deleted`, or its status.
+#[must_use]
+pub fn of_credential(event_id: EventId, credential: &Credential, action: &str) -> v1::Event {
+    let view = v1::Credential::from(credential);
+    v1::Event {
+        id: event_id.to_string(),
+        r#type: format!("credential.{action}"),
+        tenant: view.tenant,
+        object_id: view.id.clone(),
+        seq: credential.seq,
+        created_at_ms: credential.updated_at.0,
+        traceparent: String::new(),
+        data: Some(v1::event::Data::Credential(v1::CredentialSummary {
+            id: view.id,
+            name: view.name,
+            auth_method: view.auth_method,
+            source_id: view.source_id,
+            status: view.status,
+            failure: view.failure,
         })),
     }
 }

@@ -253,6 +253,59 @@ pub fn destination(destination: &v1::Destination) -> Value {
     value
 }
 
+/// A source.
+#[must_use]
+pub fn source(source: &v1::Source) -> Value {
+    json!({
+        "id": source.id,
+        "object": "source",
+        "type": source_type(source.r#type),
+        "name": source.name,
+        "url": or_null(&source.url),
+        "created_at": time(source.created_at_ms),
+        "updated_at": time(source.updated_at_ms),
+    })
+}
+
+fn source_type(number: i32) -> &'static str {
+    v1::SourceType::try_from(number)
+        .ok()
+        .and_then(|kind| errand_core::source::SourceType::try_from(kind).ok())
+        .map_or("unspecified", errand_core::source::SourceType::as_str)
+}
+
+/// A credential, which has no secrets here.
+#[must_use]
+pub fn credential(credential: &v1::Credential) -> Value {
+    json!({
+        "id": credential.id,
+        "object": "credential",
+        "name": credential.name,
+        "auth_method": auth_method(credential.auth_method),
+        "has_totp": credential.has_totp,
+        "source_id": or_null(&credential.source_id),
+        "status": credential_status(credential.status),
+        "failure": or_null(&credential.failure),
+        "checked_at": optional_time(credential.checked_at_ms),
+        "created_at": time(credential.created_at_ms),
+        "updated_at": time(credential.updated_at_ms),
+    })
+}
+
+fn auth_method(number: i32) -> &'static str {
+    v1::AuthMethod::try_from(number)
+        .ok()
+        .and_then(|method| errand_core::credential::AuthMethod::try_from(method).ok())
+        .map_or("unspecified", errand_core::credential::AuthMethod::as_str)
+}
+
+fn credential_status(number: i32) -> &'static str {
+    v1::CredentialStatus::try_from(number)
+        .ok()
+        .and_then(|status| errand_core::credential::CredentialStatus::try_from(status).ok())
+        .map_or("unspecified", errand_core::credential::CredentialStatus::as_str)
+}
+
 fn destination_status(number: i32) -> &'static str {
     match v1::DestinationStatus::try_from(number) {
         Ok(v1::DestinationStatus::Active) => "active",
@@ -334,6 +387,15 @@ pub fn event(event: &v1::Event) -> Value {
             "name": destination.name,
             "type": destination.r#type,
             "reason": or_null(&destination.reason),
+        }),
+        Some(v1::event::Data::Credential(credential)) => json!({
+            "id": credential.id,
+            "object": "credential",
+            "name": credential.name,
+            "auth_method": auth_method(credential.auth_method),
+            "source_id": or_null(&credential.source_id),
+            "status": credential_status(credential.status),
+            "failure": or_null(&credential.failure),
         }),
         None => Value::Object(Map::new()),
     };

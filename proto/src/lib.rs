@@ -6,9 +6,11 @@ pub mod json;
 mod run;
 mod session;
 mod task;
+mod vault;
 mod wire;
 
 pub use run::{Submission, submission};
+pub use vault::{failure, verdict};
 pub use wire::{id, lease, named, optional_id, page, to_wire_error};
 
 /// The generated types of package `errand.v1`.

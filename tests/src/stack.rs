@@ -39,6 +39,8 @@ pub enum Role {
     TimeoutWatcher,
     /// Owns deliveries.
     Notifier,
+    /// Owns sources and credentials.
+    Vault,
     /// Runs programs as agents.
     Exec,
     /// A runner whose agent does what the input says: `src/bin/errand-tests-runner.rs`.
@@ -54,6 +56,7 @@ impl Role {
             Self::SessionPool => "errand-session-pool",
             Self::TimeoutWatcher => "errand-timeout-watcher",
             Self::Notifier => "errand-notifier",
+            Self::Vault => "errand-vault",
             Self::Exec => "errand-exec",
             Self::Scripted => "errand-tests-runner",
         }
@@ -66,12 +69,13 @@ impl Role {
             Self::SessionPool => "session-pool",
             Self::TimeoutWatcher => "timeout-watcher",
             Self::Notifier => "notifier",
+            Self::Vault => "vault",
             Self::Exec | Self::Scripted => "errand-runner",
         }
     }
 
     const fn has_store(self) -> bool {
-        matches!(self, Self::Dispatcher | Self::SessionPool | Self::Notifier)
+        matches!(self, Self::Dispatcher | Self::SessionPool | Self::Notifier | Self::Vault)
     }
 }
 
@@ -139,6 +143,19 @@ impl Stack {
         self.folder.path()
     }
 
+    /// The file with the vault's master key. A test may write others into it.
+    ///
+    /// # Panics
+    /// Where the file cannot be written.
+    #[must_use]
+    pub fn master_key_file(&self) -> String {
+        let file = self.folder.path().join("test-master.key");
+        if !file.exists() {
+            std::fs::write(&file, MASTER_KEY).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+        }
+        file.display().to_string()
+    }
+
     /// Starts one more process of a role; [`Self::ready`] waits for it.
     ///
     /// # Panics
@@ -151,6 +168,10 @@ impl Stack {
         }
         if role == Role::Notifier && self.store.starts_with("postgres") {
             args.extend(["--master-key", MASTER_KEY]);
+        }
+        let key_file = self.master_key_file();
+        if role == Role::Vault {
+            args.extend(["--master-key-file", &key_file]);
         }
         args.extend(more);
         let service = Service::spawn(role.binary(), &args, &[]);

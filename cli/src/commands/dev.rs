@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use errand_bus::{Bus, BusConfig};
 use errand_client::{ApiSecret, Client};
+use errand_core::SourceId;
 use serde_json::json;
+use uuid::Uuid;
 
 use crate::args::{DevArgs, Global};
 use crate::broker::{self, Broker, BrokerConfig};
@@ -247,6 +249,11 @@ async fn look(client: &Client, agent: Option<&str>) -> Result<bool, errand_clien
         .get_task("nothing", None)
         .await
         .or_else(|e| if e.is_transient() { Err(e) } else { Ok(Default::default()) })?;
+    if let Err(error) = client.get_source(SourceId::from_uuid(Uuid::nil())).await
+        && error.is_transient()
+    {
+        return Err(error);
+    }
     let Some(agent) = agent else { return client.runners(Vec::new()).await.map(|_| true) };
     Ok(client.runners(vec![agent.to_owned()]).await?.iter().any(|runner| !runner.draining))
 }

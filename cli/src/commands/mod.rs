@@ -3,6 +3,7 @@
 pub(crate) mod agents;
 pub(crate) mod bench;
 pub(crate) mod completions;
+pub(crate) mod credentials;
 pub(crate) mod deliveries;
 pub(crate) mod demo;
 pub(crate) mod destinations;
@@ -19,7 +20,9 @@ pub(crate) mod runners;
 pub(crate) mod runs;
 pub(crate) mod sessions;
 pub(crate) mod show;
+pub(crate) mod sources;
 pub(crate) mod task;
+pub(crate) mod vault;
 
 use std::io::Read;
 

@@ -72,13 +72,13 @@ impl Subjects {
         self.under(format_args!("pool.{method}"))
     }
 
-    /// What the dispatcher is told of runs: grant, lost, report, expire, leases.
+    /// What the dispatcher is told and asked of runs: grant, lost, report, expire, leases, lease_holder.
     #[must_use]
     pub fn run(&self, method: &str) -> String {
         self.under(format_args!("run.{method}"))
     }
 
-    /// What one runner is told: start_session, tear_down_session, assign, stop, input.
+    /// What one runner is told and asked: start_session, tear_down_session, assign, stop, input, confirm_key.
     #[must_use]
     pub fn runner(&self, id: RunnerId, method: &str) -> String {
         self.under(format_args!("runner.{id}.{method}"))

@@ -127,6 +127,15 @@ impl Client {
         self.call("dispatcher", method, request, repeat).await
     }
 
+    pub(crate) async fn vault<Q: Message, A: Message + Default>(
+        &self,
+        method: &str,
+        request: &Q,
+        repeat: Repeat,
+    ) -> Result<A, ClientError> {
+        self.call("vault", method, request, repeat).await
+    }
+
     pub(crate) async fn pool<Q: Message, A: Message + Default>(
         &self,
         method: &str,

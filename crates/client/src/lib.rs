@@ -26,6 +26,7 @@ mod runs;
 mod sessions;
 mod tasks;
 mod timeline;
+mod vault;
 mod watch;
 
 use std::path::PathBuf;
@@ -38,10 +39,12 @@ pub use call::ClientError;
 pub use destinations::{DeliveryFilter, DestinationFilter, NewDestination};
 pub use errand_core::{Error, ErrorCode, RunId};
 pub use errand_proto::v1;
+pub use errand_secret::{SecretText, Secrets};
 pub use events::EventFilter;
 pub use keys::{ApiSecret, NewApiKey, SECRET_PREFIX};
 pub use runs::{NewRun, Published, RunFilter, Wait, run_status};
 pub use timeline::Timeline;
+pub use vault::{CredentialChange, CredentialFilter, NewCredential, NewSource, Rotated, SourceChange};
 
 /// How to reach Errand.
 #[derive(Debug, Clone)]

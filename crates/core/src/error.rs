@@ -49,6 +49,8 @@ catalogue! {
     SESSION_NOT_FOUND = "request" "session_not_found" 404;
     RUNNER_NOT_FOUND = "request" "runner_not_found" 404;
     AGENT_NOT_FOUND = "request" "agent_not_found" 404;
+    SOURCE_NOT_FOUND = "request" "source_not_found" 404;
+    CREDENTIAL_NOT_FOUND = "request" "credential_not_found" 404;
     EVENT_NOT_FOUND = "request" "event_not_found" 404;
     EVENT_DESTINATION_NOT_FOUND = "request" "event_destination_not_found" 404;
     EVENT_DELIVERY_NOT_FOUND = "request" "event_delivery_not_found" 404;

@@ -40,3 +40,9 @@ pub const STOP_GRACE_SECONDS: u32 = 30;
 pub const DEFAULT_PAGE: u32 = 20;
 /// Greatest page of a list.
 pub const MAX_PAGE: u32 = 100;
+/// The address of a source.
+pub const MAX_URL_BYTES: usize = 2048;
+/// Sources of one tenant.
+pub const MAX_SOURCES: u32 = 10_000;
+/// Credentials of one tenant.
+pub const MAX_CREDENTIALS: u32 = 10_000;

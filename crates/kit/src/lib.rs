@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 pub mod health;
+pub mod master_key;
 
 /// How long a service may take to drain.
 const DRAIN: Duration = Duration::from_secs(20);

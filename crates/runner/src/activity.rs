@@ -107,7 +107,7 @@ mod tests {
     async fn many_become_ten_a_second_and_the_newest_is_sent() {
         let (activities, waiting) = Activities::new();
         let (run_id, session_id) = (RunId::from_uuid(Uuid::now_v7()), SessionId::from_uuid(Uuid::now_v7()));
-        let execution = Arc::new(Execution::new(run_id, 1, session_id));
+        let execution = Arc::new(Execution::new(run_id, 1, session_id, crate::credential::Safe::new(None, None)));
         let control = Control { execution, reports: Reports::new().0, activities };
         let told = Arc::new(Mutex::new(Vec::new()));
         let seen = Arc::clone(&told);

@@ -4,14 +4,17 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use errand_core::credential::AuthFailure;
 use errand_core::run::{LeaseToken, Question};
 use errand_core::{Error, ErrorCode, RunId, SessionId};
 use serde_json::Value;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 use uuid::Uuid;
+use zeroize::Zeroizing;
 
 use crate::activity::{Activities, Progress};
+use crate::credential::{Credential, Safe, SecretFilter};
 use crate::report::{Report, Reports, What};
 
 /// Questions that one execution may ask.
@@ -99,6 +102,7 @@ pub(crate) struct Execution {
     pub(crate) run_id: RunId,
     pub(crate) token: LeaseToken,
     pub(crate) session_id: SessionId,
+    pub(crate) safe: Safe,
     phase: AtomicU8,
     moved: Notify,
     shared: Mutex<Shared>,
@@ -121,9 +125,9 @@ struct Open {
 }
 
 impl Execution {
-    pub(crate) fn new(run_id: RunId, token: LeaseToken, session_id: SessionId) -> Self {
+    pub(crate) fn new(run_id: RunId, token: LeaseToken, session_id: SessionId, safe: Safe) -> Self {
         let phase = AtomicU8::new(phase::RUNNING);
-        Self { run_id, token, session_id, phase, moved: Notify::new(), shared: Mutex::default() }
+        Self { run_id, token, session_id, safe, phase, moved: Notify::new(), shared: Mutex::default() }
     }
 
     fn shared(&self) -> MutexGuard<'_, Shared> {
@@ -214,6 +218,11 @@ impl Execution {
         Ok(receiver)
     }
 
+    /// Closes a question that was answered here.
+    fn close(&self, id: &str) {
+        self.shared().open.take_if(|open| open.id == id);
+    }
+
     /// Keeps the newest progress. True where none was waiting to be told.
     fn keep(&self, newer: Progress) -> bool {
         match &mut self.shared().progress {
@@ -247,6 +256,9 @@ impl Control {
     /// meanwhile, and fails where nobody answers in time. A question without an id gets one. One question is open at a
     /// time: a second one gives up the first.
     ///
+    /// A question of type `mfa` with one field of type `code` is answered by the run's credential, where that makes
+    /// codes: nobody is asked, and the run stays `running`. Where the source has refused three such codes a person is.
+    ///
     /// # Errors
     /// Where the run is to stop, another question was asked, or this one is invalid.
     pub async fn ask(&self, mut question: Question) -> Result<Value, Unanswered> {
@@ -254,16 +266,80 @@ impl Control {
             question.id = Uuid::now_v7().to_string();
         }
         question.check().map_err(Unanswered::Invalid)?;
-        let answer = self.execution.open(&question.id)?;
-        self.reports.push(Report::of(&self.execution, What::Asks(question)));
+        let mut answer = self.execution.open(&question.id)?;
+        if self.execution.safe.may_answer(&question) {
+            let code = tokio::select! {
+                biased;
+                ended = &mut answer => return ended.unwrap_or(Err(Unanswered::Superseded)),
+                code = self.totp() => code,
+            };
+            if let (Ok(code), [field]) = (code, question.fields.as_slice()) {
+                self.execution.close(&question.id);
+                self.alive();
+                let answer =
+                    serde_json::Map::from_iter([(field.name.clone(), Value::String(code.as_str().to_owned()))]);
+                return Ok(Value::Object(answer));
+            }
+        }
+        self.reports.push(Report::of(&self.execution, What::Asks(self.without_secrets(question))));
         // The sender goes only with the execution, and this future with it.
         answer.await.unwrap_or(Err(Unanswered::Superseded))
+    }
+
+    /// What people are asked is kept and told.
+    fn without_secrets(&self, mut question: Question) -> Question {
+        let filter = self.execution.safe.filter();
+        question.message = filter.clean(&question.message);
+        for field in &mut question.fields {
+            field.label = filter.clean(&field.label);
+            field.options.iter_mut().for_each(|option| *option = filter.clean(option));
+        }
+        question
+    }
+
+    /// The run's credential, for the source that it works on. The vault seals it for this lease alone.
+    ///
+    /// # Errors
+    /// `auth`/`auth_unsupported` where the run names none; `request`/`credential_not_found` where it is gone;
+    /// `request`/`forbidden` where the run is no longer this runner's; `api`/`unavailable` where the vault stays away. End
+    /// the run with it.
+    pub async fn credential(&self) -> Result<Credential, Error> {
+        self.execution.safe.credential(self.execution.run_id, self.execution.token).await
+    }
+
+    /// A one-time code of the run's credential, never the same one twice: the second time it waits for the next, half
+    /// a minute at most.
+    ///
+    /// # Errors
+    /// `auth`/`auth_unsupported` where there is no credential that makes codes; else as [`Self::credential`].
+    pub async fn totp(&self) -> Result<Zeroizing<String>, Error> {
+        let credential = self.credential().await?;
+        self.execution.safe.code(&credential).await
+    }
+
+    /// The source has taken the credential: it is verified. Sent in the background; the run's end waits for it.
+    pub fn auth_ok(&self) {
+        self.execution.safe.report(self.execution.run_id, self.execution.token, None);
+    }
+
+    /// The source has refused the credential: it is invalid. A run that fails with `auth`/`auth_invalid` or
+    /// `auth`/`auth_locked` says so by itself.
+    pub fn auth_failed(&self, failure: AuthFailure) {
+        self.execution.safe.report(self.execution.run_id, self.execution.token, Some(failure));
+    }
+
+    /// Takes the secrets of this run out of what a program says, for logs and the like. What goes through this
+    /// [`Control`] has gone through it.
+    #[must_use]
+    pub fn secret_filter(&self) -> SecretFilter {
+        self.execution.safe.filter().clone()
     }
 
     /// Shows people where the run stands, and is a sign of life. Lossy: about ten a second are sent, always the
     /// newest. `message` at most 1 KiB, `step` at most 256 bytes, `percent` at most 100; beyond, they are cut.
     pub fn progress(&self, message: impl Into<String>, step: impl Into<String>, percent: Option<u8>) {
-        self.tell(Progress::new(message.into(), step.into(), percent));
+        let filter = self.execution.safe.filter();
+        self.tell(Progress::new(filter.clean(&message.into()), filter.clean(&step.into()), percent));
     }
 
     /// A sign of life with nothing to show: it moves the run's inactivity deadline. For what the *agent* does, never
@@ -318,7 +394,7 @@ mod tests {
         let (reports, waiting) = Reports::new();
         let activities = Activities::new().0;
         let (run_id, session_id) = (RunId::from_uuid(Uuid::now_v7()), SessionId::from_uuid(Uuid::now_v7()));
-        let execution = Arc::new(Execution::new(run_id, 1, session_id));
+        let execution = Arc::new(Execution::new(run_id, 1, session_id, Safe::new(None, None)));
         (Control { execution, reports, activities }, waiting)
     }
 

@@ -5,8 +5,10 @@ use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use errand_core::credential::AuthFailure;
 use errand_core::run::LeaseToken;
 use errand_core::{Error, ErrorCode, RunId, RunnerId, SessionId, limits};
+use errand_secret::handover::PublicKey;
 use futures::FutureExt;
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
@@ -15,6 +17,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::activity::Activities;
 use crate::control::{Abort, Control, Execution, Stop, StopReason, phase};
+use crate::credential::{Safe, Vault};
 use crate::host::{Assigned, Ending, Host, Lose, SessionHandle, SessionStart};
 use crate::recent::Recent;
 use crate::report::{Report, Reports, What};
@@ -95,6 +98,7 @@ pub(crate) struct Engine<H> {
     reports: Reports,
     activities: Activities,
     losses: mpsc::UnboundedSender<Loss>,
+    vault: Option<Arc<dyn Vault>>,
     tasks: TaskTracker,
 }
 
@@ -106,6 +110,7 @@ impl<H: Host> Engine<H> {
         reports: Reports,
         activities: Activities,
         losses: mpsc::UnboundedSender<Loss>,
+        vault: Option<Arc<dyn Vault>>,
     ) -> Arc<Self> {
         let table = Table {
             sessions: HashMap::new(),
@@ -116,7 +121,7 @@ impl<H: Host> Engine<H> {
             closed: false,
         };
         let (table, tasks) = (Mutex::new(table), TaskTracker::new());
-        Arc::new(Self { host, id, capacity, table, reports, activities, losses, tasks })
+        Arc::new(Self { host, id, capacity, table, reports, activities, losses, vault, tasks })
     }
 
     pub(crate) fn id(&self) -> RunnerId {
@@ -279,7 +284,8 @@ impl<H: Host> Engine<H> {
         }
         session.fence = token;
         session.lease = Some((token, run_id));
-        let execution = Arc::new(Execution::new(run_id, token, assigned.lease.session_id));
+        let safe = Safe::new(assigned.credential_id, self.vault.clone());
+        let execution = Arc::new(Execution::new(run_id, token, assigned.lease.session_id, safe));
         if table.stopped_before.contains(&(run_id, token)) {
             self.reports.push(Report::of(&execution, What::Stopped));
             return Ok(());
@@ -309,9 +315,11 @@ impl<H: Host> Engine<H> {
             tokio::select! {
                 biased;
                 () = execution.reached(phase::ABORTING) => None,
-                ending = executing => {
-                    Some(ending.unwrap_or_else(|_| Ending::SessionLost("the runner's host panicked".into())))
-                }
+                ending = async {
+                    let ending = executing.await;
+                    let ending = ending.unwrap_or_else(|_| Ending::SessionLost("the runner's host panicked".into()));
+                    guarded(&execution, ending).await
+                } => Some(ending),
             }
         };
         execution.done();
@@ -319,6 +327,11 @@ impl<H: Host> Engine<H> {
             None => self.dropped(&execution).await,
             Some(ending) => self.ended(&execution, ending),
         }
+    }
+
+    /// Whether this lease's execution has made this key.
+    pub(crate) fn made_key(&self, key: (RunId, LeaseToken), public: &PublicKey) -> bool {
+        self.table().executions.get(&key).is_some_and(|execution| execution.safe.made(public))
     }
 
     /// Forgets an execution; whether its lease is still the session's.
@@ -451,6 +464,33 @@ impl<H: Host> Engine<H> {
     fn lost(&self, id: SessionId, message: String) {
         let _ = self.losses.send(Loss { id, message });
     }
+}
+
+/// An ending without secrets, when the vault has heard how the sign-in went: once the run is over it hears nobody.
+async fn guarded(execution: &Execution, ending: Ending) -> Ending {
+    let safe = &execution.safe;
+    let ending = match ending {
+        Ending::Failed(errors) => {
+            let failure = errors.iter().find_map(|error| match error.code {
+                ErrorCode::AUTH_INVALID => Some(AuthFailure::AuthInvalid),
+                ErrorCode::AUTH_LOCKED => Some(AuthFailure::AuthLocked),
+                _ => None,
+            });
+            if failure.is_some() {
+                safe.report(execution.run_id, execution.token, failure);
+            }
+            let clean = |error: Error| Error { message: safe.filter().clean(&error.message), ..error };
+            Ending::Failed(errors.into_iter().map(clean).collect())
+        }
+        Ending::Finished(output) if safe.stands_in(&output) => {
+            let message = "the output holds a secret of the run's credential, so it is not kept";
+            Ending::Failed(vec![ErrorCode::AGENT_ERROR.with(message)])
+        }
+        Ending::SessionLost(message) => Ending::SessionLost(safe.filter().clean(&message)),
+        other @ (Ending::Finished(_) | Ending::Stopped) => other,
+    };
+    safe.reported().await;
+    ending
 }
 
 impl<H: Host> Lose for Engine<H> {

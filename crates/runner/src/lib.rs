@@ -30,6 +30,9 @@
 //! # }
 //! ```
 //!
+//! A run's credential is [`Control::credential`]: sealed by the vault for this lease alone, opened here. It answers
+//! questions for a one-time code by itself, and what it holds is taken out of all that the run tells.
+//!
 //! What holds: a session executes one run at a time; a run that a newer lease has taken away is dropped and never
 //! reported; every message may come twice, late or not at all, and none of that does harm; while the broker is away,
 //! runs go on and their reports wait.
@@ -38,6 +41,7 @@ mod activity;
 mod backoff;
 mod config;
 mod control;
+mod credential;
 mod engine;
 mod host;
 mod recent;
@@ -47,7 +51,9 @@ mod transport;
 
 pub use config::{MAX_CAPACITY, RunnerConfig};
 pub use control::{Control, Stop, StopReason, Unanswered};
+pub use credential::{Credential, SecretFilter, SecretStream};
 pub use errand_bus::{Bus, BusConfig};
+pub use errand_core::credential::{AuthFailure, AuthMethod};
 pub use errand_core::run::{InteractionField, Lease, Question};
 pub use errand_core::{AgentId, CredentialId, Error, ErrorCode, RunId, RunnerId, SessionId, SourceId, TaskId, Tenant};
 pub use host::{Assigned, Ending, Host, SessionHandle, SessionStart};

@@ -59,7 +59,8 @@ pub async fn run<H: Host>(
     let (reports, waiting) = Reports::new();
     let (activities, signs) = Activities::new();
     let (losses, lost) = mpsc::unbounded_channel();
-    let engine = Engine::new(host, id, config.capacity as usize, reports, activities, losses);
+    let vault = Arc::new(transport::Vault { bus: bus.clone(), id });
+    let engine = Engine::new(host, id, config.capacity as usize, reports, activities, losses, Some(vault));
     // Before the registration, so that the pool's first word finds ears.
     let service = transport::serve(&bus, &engine, &config).await?;
     let pool = Pool { bus: bus.clone(), id };

@@ -6,11 +6,15 @@ use std::time::Duration;
 use errand_bus::{Bus, BusError, RequestError, Service};
 use errand_core::run::LeaseToken;
 use errand_core::{Error, ErrorCode, RunId, RunnerId, SessionId};
-use errand_proto::{id, lease, optional_id, v1};
+use errand_proto::{failure, id, lease, optional_id, v1};
+use errand_secret::handover::PublicKey;
+use futures::FutureExt;
+use futures::future::BoxFuture;
 
 use crate::activity::Progress;
 use crate::config::RunnerConfig;
 use crate::control::{Execution, StopReason};
+use crate::credential::{Ask, Refused, Tried};
 use crate::engine::{Engine, Held, Loss, Wanted};
 use crate::host::{Assigned, Host};
 use crate::report::{Desk, Report, Unsent, What};
@@ -27,7 +31,7 @@ pub(crate) async fn serve<H: Host>(
     let subject = |method: &str| bus.subjects().runner(engine.id(), method);
     // Starts and ends of sessions take as long as they take: none waits for another.
     let sessions = config.capacity as usize * 2;
-    let [starts, ends, assigns, stops, inputs] = std::array::from_fn(|_| Arc::clone(engine));
+    let [starts, ends, assigns, stops, inputs, keys] = std::array::from_fn(|_| Arc::clone(engine));
     Service::builder(bus, "errand-runner", "hosts sessions and executes runs")
         .endpoint("start_session", subject("start_session"), sessions, move |request| {
             start_session(Arc::clone(&starts), request)
@@ -41,6 +45,9 @@ pub(crate) async fn serve<H: Host>(
         .endpoint("stop", subject("stop"), SHORT_IN_FLIGHT, move |request| std::future::ready(stop(&stops, &request)))
         .endpoint("input", subject("input"), SHORT_IN_FLIGHT, move |request| {
             std::future::ready(input(&inputs, &request))
+        })
+        .endpoint("confirm_key", subject("confirm_key"), SHORT_IN_FLIGHT, move |request| {
+            std::future::ready(confirm_key(&keys, &request))
         })
         .start()
         .await
@@ -122,6 +129,15 @@ fn input<H: Host>(engine: &Arc<Engine<H>>, request: &v1::InputRequest) -> Result
     let value = serde_json::from_slice(&request.input)
         .map_err(|_| ErrorCode::INPUT_INVALID.with("input is not JSON").at("input"))?;
     Ok(v1::InputResponse { taken: engine.input(key, &request.interaction_id, value) })
+}
+
+fn confirm_key<H: Host>(
+    engine: &Arc<Engine<H>>,
+    request: &v1::ConfirmKeyRequest,
+) -> Result<v1::ConfirmKeyResponse, Error> {
+    let key = key(&request.run_id, request.lease_token)?;
+    let confirmed = PublicKey::from_bytes(&request.public_key).is_ok_and(|public| engine.made_key(key, &public));
+    Ok(v1::ConfirmKeyResponse { confirmed })
 }
 
 impl From<&Report> for v1::Report {
@@ -284,5 +300,57 @@ impl Pool {
     pub(crate) async fn deregister(&self) -> Result<(), RequestError> {
         let request = v1::DeregisterRequest { runner_id: self.id.to_string() };
         self.call::<_, v1::DeregisterResponse>("deregister", &request).await.map(|_| ())
+    }
+}
+
+/// The vault, as a runner speaks to it.
+#[derive(Clone)]
+pub(crate) struct Vault {
+    pub(crate) bus: Bus,
+    pub(crate) id: RunnerId,
+}
+
+fn refused(error: RequestError) -> Refused {
+    match error {
+        RequestError::Service(error) if error.code.kind != "api" => Refused::Never(error),
+        error => Refused::NotNow(error.to_string()),
+    }
+}
+
+impl crate::credential::Vault for Vault {
+    fn open(&self, ask: Ask, key: PublicKey) -> BoxFuture<'static, Result<Vec<u8>, Refused>> {
+        let (bus, runner_id) = (self.bus.clone(), self.id.to_string());
+        async move {
+            let request = v1::OpenCredentialRequest {
+                run_id: ask.run_id.to_string(),
+                lease_token: ask.token,
+                runner_id,
+                credential_id: ask.credential_id.to_string(),
+                public_key: key.as_bytes().to_vec().into(),
+            };
+            let subject = bus.subjects().api("vault", "open_credential");
+            let answer = bus.request::<_, v1::OpenCredentialResponse>(subject, &request).await;
+            answer.map(|answer| answer.sealed.to_vec()).map_err(refused)
+        }
+        .boxed()
+    }
+
+    fn report(&self, ask: Ask, tried: Tried) -> BoxFuture<'static, Result<(), Refused>> {
+        let (bus, runner_id) = (self.bus.clone(), self.id.to_string());
+        async move {
+            let request = v1::ReportAuthRequest {
+                run_id: ask.run_id.to_string(),
+                lease_token: ask.token,
+                runner_id,
+                credential_id: ask.credential_id.to_string(),
+                generation: tried.generation,
+                number: tried.number,
+                failure: failure(tried.failure).to_owned(),
+            };
+            let subject = bus.subjects().api("vault", "report_auth");
+            let answer = bus.request::<_, v1::ReportAuthResponse>(subject, &request).await;
+            answer.map(drop).map_err(refused)
+        }
+        .boxed()
     }
 }

@@ -161,6 +161,8 @@ impl Conversation {
                 }
                 self.control.alive();
             }
+            Message::Auth(Ok(())) => self.control.auth_ok(),
+            Message::Auth(Err(failure)) => self.control.auth_failed(failure),
             Message::Output(output) => self.ends(Ending::Finished(output)),
             Message::Failed(error) => self.ends(Ending::Failed(vec![error])),
         }

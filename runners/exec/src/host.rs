@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use errand_core::{Error, ErrorCode, SessionId};
-use errand_runner::{Assigned, Control, Ending, Host, SessionStart};
+use errand_runner::{Assigned, Control, Credential, Ending, Host, SessionStart};
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
@@ -121,12 +121,16 @@ impl Exec {
             let message = "the program's directory is not there".to_owned();
             return Err(ErrorCode::AGENT_ERROR.with(message).into());
         }
+        let credential = match credential(&run, &control).await {
+            Some(credential) => credential?,
+            None => return Ok(Ending::Stopped),
+        };
         let run = Arc::new(run);
         let shared = Arc::clone(&run);
         let folders = self.blocking(move |work| work.make_run(&shared)).await?;
-        let first = protocol::start(&run, &folders.session, &folders.files)?;
-        let process =
-            process::start(&self.settings.supervisor, &program, &directory, &folders, &run.run_id.to_string())?;
+        let first = protocol::start(&run, credential.as_ref(), &folders.session, &folders.files)?;
+        let place = process::Place { supervisor: &self.settings.supervisor, directory: &directory, folders: &folders };
+        let process = process::start(&place, &program, &run.run_id.to_string(), control.secret_filter())?;
         process.send(first);
         process.send(protocol::input(&run));
         let mut conversation = Conversation::new(control, &folders.files);
@@ -140,6 +144,17 @@ impl Exec {
             None => Ended::Killed,
         };
         Ok(said.unwrap_or_else(|| conversation.ending(ended)))
+    }
+}
+
+/// The credential that the run names, if it does, before anything is started; none where the run is to stop first.
+async fn credential(run: &Assigned, control: &Control) -> Option<Result<Option<Credential>, Error>> {
+    if run.credential_id.is_none() {
+        return Some(Ok(None));
+    }
+    tokio::select! {
+        credential = control.credential() => Some(credential.map(Some)),
+        _ = control.stop() => None,
     }
 }
 

@@ -15,6 +15,9 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use errand_runner::{SecretFilter, SecretStream};
+use zeroize::Zeroizing;
+
 use crate::lines::Lines;
 use crate::protocol::Program;
 use crate::supervisor::{Ended, SUPERVISE};
@@ -34,19 +37,21 @@ pub(crate) struct Process {
     /// The group's leader is the supervisor, so this stays valid until that is waited for.
     group: Pid,
     pub(crate) lines: Lines<ChildStdout>,
-    stdin: mpsc::UnboundedSender<Vec<u8>>,
+    stdin: mpsc::UnboundedSender<Zeroizing<Vec<u8>>>,
     log: JoinHandle<()>,
     report: PathBuf,
 }
 
-/// Starts a program for a run.
-pub(crate) fn start(
-    supervisor: &Path,
-    program: &Program,
-    directory: &Path,
-    folders: &RunFolders,
-    run_id: &str,
-) -> io::Result<Process> {
+/// Where a program is started.
+pub(crate) struct Place<'a> {
+    pub(crate) supervisor: &'a Path,
+    pub(crate) directory: &'a Path,
+    pub(crate) folders: &'a RunFolders,
+}
+
+/// Starts a program for a run. `filter` takes the run's secrets out of its log.
+pub(crate) fn start(place: &Place<'_>, program: &Program, run_id: &str, filter: SecretFilter) -> io::Result<Process> {
+    let Place { supervisor, directory, folders } = *place;
     let mut command = Command::new(supervisor);
     command.arg(SUPERVISE).arg(&folders.report).args(&program.command);
     command.current_dir(directory).process_group(0);
@@ -71,7 +76,7 @@ pub(crate) fn start(
         group,
         lines: Lines::new(stdout),
         stdin: sender,
-        log: tokio::spawn(keep_log(stderr, folders.log.clone())),
+        log: tokio::spawn(keep_log(stderr, folders.log.clone(), filter)),
         report: folders.report.clone(),
     })
 }
@@ -82,8 +87,9 @@ fn inherited() -> impl Iterator<Item = (&'static str, OsString)> {
 
 impl Process {
     /// Has a line written to the program's stdin, as soon as it reads.
-    pub(crate) fn send(&self, line: Vec<u8>) {
-        let _ = self.stdin.send(line);
+    /// It is wiped behind that.
+    pub(crate) fn send(&self, line: impl Into<Zeroizing<Vec<u8>>>) {
+        let _ = self.stdin.send(line.into());
     }
 
     /// Asks the whole group to end. The supervisor takes no notice.
@@ -130,7 +136,7 @@ impl Process {
 }
 
 /// Writes lines until nobody sends any, then closes the program's stdin.
-async fn write(mut stdin: ChildStdin, mut lines: mpsc::UnboundedReceiver<Vec<u8>>) {
+async fn write(mut stdin: ChildStdin, mut lines: mpsc::UnboundedReceiver<Zeroizing<Vec<u8>>>) {
     while let Some(line) = lines.recv().await {
         // A program that has closed its stdin does not want to know; its end is told by its stdout.
         if stdin.write_all(&line).await.is_err() {
@@ -139,32 +145,46 @@ async fn write(mut stdin: ChildStdin, mut lines: mpsc::UnboundedReceiver<Vec<u8>
     }
 }
 
-/// Keeps what a program writes to stderr, up to the limit; the rest is read and left out, so that it never blocks.
-async fn keep_log(mut stderr: ChildStderr, path: PathBuf) {
+/// Keeps what a program writes to stderr, without its secrets and up to the limit; the rest is read and left out, so
+/// that it never blocks.
+async fn keep_log(mut stderr: ChildStderr, path: PathBuf, filter: SecretFilter) {
     let mut buffer = vec![0; 8 * 1024];
-    let mut file = None;
-    let mut room = MAX_LOG_BYTES;
+    let mut log = Log { path, file: None, room: MAX_LOG_BYTES };
+    let mut stream = SecretStream::default();
     loop {
-        let read = match stderr.read(&mut buffer).await {
+        match stderr.read(&mut buffer).await {
             Ok(0) | Err(_) => break,
-            Ok(read) => read,
-        };
-        if room == 0 {
-            continue;
+            Ok(_) if log.room == 0 => {}
+            Ok(read) => log.write(&filter.feed(&mut stream, &buffer[..read])).await,
         }
-        // Made at the first byte: most agents say nothing.
-        if file.is_none() {
-            file = OpenOptions::new().create(true).append(true).mode(0o600).open(&path).await.ok();
-        }
-        let Some(open) = &mut file else { continue };
-        let fits = usize::try_from(room).unwrap_or(usize::MAX).min(read);
-        let written = async {
-            open.write_all(&buffer[..fits]).await?;
-            if fits < read { open.write_all(LOG_IS_FULL).await } else { Ok(()) }
-        };
-        room = if written.await.is_ok() { room - fits as u64 } else { 0 };
     }
-    if let Some(mut file) = file {
+    log.write(&filter.finish(&mut stream)).await;
+    if let Some(mut file) = log.file {
         let _ = file.flush().await;
+    }
+}
+
+struct Log {
+    path: PathBuf,
+    /// Made at the first byte: most agents say nothing.
+    file: Option<tokio::fs::File>,
+    room: u64,
+}
+
+impl Log {
+    async fn write(&mut self, bytes: &[u8]) {
+        if self.room == 0 || bytes.is_empty() {
+            return;
+        }
+        if self.file.is_none() {
+            self.file = OpenOptions::new().create(true).append(true).mode(0o600).open(&self.path).await.ok();
+        }
+        let Some(open) = &mut self.file else { return };
+        let fits = usize::try_from(self.room).unwrap_or(usize::MAX).min(bytes.len());
+        let written = async {
+            open.write_all(&bytes[..fits]).await?;
+            if fits < bytes.len() { open.write_all(LOG_IS_FULL).await } else { Ok(()) }
+        };
+        self.room = if written.await.is_ok() { self.room - fits as u64 } else { 0 };
     }
 }

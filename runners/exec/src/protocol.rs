@@ -8,13 +8,16 @@ use bytes::Bytes;
 use errand_core::limits::MAX_MESSAGE_BYTES;
 use errand_core::run::{InteractionField, Question};
 use errand_core::{Error, ErrorCode};
-use errand_runner::Assigned;
+use errand_runner::{Assigned, AuthFailure, AuthMethod, Credential};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
+use zeroize::Zeroizing;
 
 /// A line, with its newline.
 pub(crate) const MAX_LINE_BYTES: usize = 1024 * 1024;
+/// Room for the first line's other fields: metadata, folders, and a credential of the largest size.
+const START_BYTES: usize = 256 * 1024;
 /// A file's name for display.
 const MAX_FILE_NAME: usize = 512;
 
@@ -68,11 +71,17 @@ impl Program {
 /// What an agent says.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Message {
-    Progress { message: String, step: String, percent: Option<u8> },
+    Progress {
+        message: String,
+        step: String,
+        percent: Option<u8>,
+    },
     Asks(Question),
     File(FileSaid),
     Output(Bytes),
     Failed(Error),
+    /// How the source has taken the credential.
+    Auth(Result<(), AuthFailure>),
 }
 
 /// A file that an agent says is there.
@@ -137,6 +146,11 @@ struct Failure {
 }
 
 #[derive(Deserialize)]
+struct AuthFailed {
+    code: Option<AuthFailure>,
+}
+
+#[derive(Deserialize)]
 struct FileLine {
     path: String,
     name: Option<String>,
@@ -160,6 +174,11 @@ pub(crate) fn parse(line: &[u8]) -> Result<Message, String> {
             Ok(Message::Output(Bytes::copy_from_slice(output.get().as_bytes())))
         }
         "error" => Ok(Message::Failed(failure(read(text, "error")?))),
+        "auth_ok" => Ok(Message::Auth(Ok(()))),
+        "auth_failed" => {
+            let AuthFailed { code } = read(text, "auth_failed")?;
+            Ok(Message::Auth(Err(code.unwrap_or(AuthFailure::AuthInvalid))))
+        }
         unknown => {
             // A type is no secret, but it may be anything.
             let unknown: String = unknown.chars().filter(|c| !c.is_control()).take(64).collect();
@@ -255,6 +274,32 @@ struct Start<'a> {
     program: &'a RawValue,
     source_id: Option<errand_core::SourceId>,
     credential_id: Option<errand_core::CredentialId>,
+    credential: Option<StartCredential<'a>>,
+}
+
+/// What an agent needs to sign in. What makes one-time codes stays with the runner.
+#[derive(Serialize)]
+struct StartCredential<'a> {
+    auth_method: AuthMethod,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    username: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    password: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    api_key: Option<&'a str>,
+    has_totp: bool,
+}
+
+impl<'a> From<&'a Credential> for StartCredential<'a> {
+    fn from(credential: &'a Credential) -> Self {
+        Self {
+            auth_method: credential.auth_method(),
+            username: credential.username(),
+            password: credential.password(),
+            api_key: credential.api_key(),
+            has_totp: credential.has_totp(),
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -271,8 +316,13 @@ struct StartSession<'a> {
     directory: &'a Path,
 }
 
-/// The first line to an agent.
-pub(crate) fn start(run: &Assigned, session_directory: &Path, files_directory: &Path) -> Result<Vec<u8>, Error> {
+/// The first line to an agent. It may hold secrets: it is wiped when it has been written.
+pub(crate) fn start(
+    run: &Assigned,
+    credential: Option<&Credential>,
+    session_directory: &Path,
+    files_directory: &Path,
+) -> Result<Zeroizing<Vec<u8>>, Error> {
     let unusable = |what: &str| ErrorCode::AGENT_ERROR.with(format!("the run cannot be told to its agent: {what}"));
     let program: &RawValue =
         serde_json::from_slice(&run.program).map_err(|_| unusable("the task's program is not JSON"))?;
@@ -286,9 +336,13 @@ pub(crate) fn start(run: &Assigned, session_directory: &Path, files_directory: &
         program,
         source_id: run.source_id,
         credential_id: run.credential_id,
+        // Last: what grows before it leaves no copy of it behind.
+        credential: credential.map(StartCredential::from),
     };
-    let json = serde_json::to_vec(&start).map_err(|_| unusable("a folder's name is not UTF-8"))?;
-    Ok(line(&[&json]))
+    let mut json = Zeroizing::new(Vec::with_capacity(START_BYTES + run.program.len() + run.prompt.len() * 2));
+    serde_json::to_writer(&mut *json, &start).map_err(|_| unusable("a folder's name is not UTF-8"))?;
+    end_line(&mut json);
+    Ok(json)
 }
 
 /// The second line to an agent: the input as it was submitted.
@@ -313,13 +367,17 @@ pub(crate) fn stop(reason: &str, grace: std::time::Duration) -> Vec<u8> {
 /// One line of JSON. Where JSON has a line break, it is white space: inside texts it is escaped.
 fn line(parts: &[&[u8]]) -> Vec<u8> {
     let mut line = parts.concat();
-    for byte in &mut line {
+    end_line(&mut line);
+    line
+}
+
+fn end_line(line: &mut Vec<u8>) {
+    for byte in line.iter_mut() {
         if matches!(byte, b'\n' | b'\r') {
             *byte = b' ';
         }
     }
     line.push(b'\n');
-    line
 }
 
 /// The message of a run that its agent's line has failed.
@@ -360,6 +418,9 @@ mod tests {
                 r#"{"type":"error","error":{"type":"my","code":"own","message":"m"}}"#,
                 Message::Failed(ErrorCode::AGENT_ERROR.with("m")),
             ),
+            (r#"{"type":"auth_ok"}"#, Message::Auth(Ok(()))),
+            (r#"{"type":"auth_failed"}"#, Message::Auth(Err(AuthFailure::AuthInvalid))),
+            (r#"{"type":"auth_failed","code":"auth_locked"}"#, Message::Auth(Err(AuthFailure::AuthLocked))),
             (
                 r#"{"type":"file","path":"a/b.pdf","kind":"storage"}"#,
                 Message::File(FileSaid { path: "a/b.pdf".into(), name: None, kind: FileKind::Storage, data: None }),
@@ -417,6 +478,10 @@ mod tests {
             (
                 r#"{"type":"progress","message":"m","percent":"SECRET"}"#,
                 "is no progress: a field is not what it must be (column 51)",
+            ),
+            (
+                r#"{"type":"auth_failed","code":"SECRET"}"#,
+                "is no auth_failed: a field is not what it must be (column 37)",
             ),
             (r#"{"type":"output"}"#, "is no output: output is missing"),
             (r#"{"type":"error"}"#, "is no error: error is missing"),

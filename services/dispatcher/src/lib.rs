@@ -5,6 +5,7 @@ pub mod catalog;
 pub mod config;
 pub mod effects;
 pub mod engine;
+pub mod references;
 pub mod run_filter;
 pub mod schema;
 pub mod service;

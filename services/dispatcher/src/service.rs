@@ -11,6 +11,7 @@ use crate::catalog::Catalog;
 use crate::config::Config;
 use crate::effects::Effects;
 use crate::engine::Engine;
+use crate::references::References;
 use crate::store::Store;
 use crate::tasks::Tasks;
 use crate::{sweep, transport};
@@ -35,6 +36,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         store: store.clone(),
         outbox,
         catalog,
+        references: References::new(bus.clone()),
         tasks,
         engine: handle,
         effects: effects.clone(),

@@ -11,23 +11,25 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use crate::catalog::{Catalog, Compiled};
+use crate::references::References;
 
 /// A run that is ready to be submitted, and whether it may be.
 #[derive(Debug)]
 pub struct Prepared {
     /// The run as the request describes it.
     pub run: Run,
-    /// Whether its input fits its task.
+    /// Whether its input fits its task, and its source and credential are there.
     pub validity: Result<(), Error>,
 }
 
-/// Looks the task up and checks the input. `fallback_id` names the run where the client does not.
+/// Looks the task up, checks the input, and whether source and credential are there. `fallback_id` names the run where the client does not.
 ///
 /// # Errors
 /// Where there can be no run: a malformed request, or a task named by a name that no task has. A task that is not
 /// found by id makes a run that has failed.
 pub async fn prepare(
     catalog: &Catalog,
+    references: &References,
     tenant: &Tenant,
     request: v1::RunRequest,
     retry_of: Option<RunId>,
@@ -38,7 +40,10 @@ pub async fn prepare(
     let id = request.run_id.unwrap_or_else(fallback_id);
     let (spec, validity) = match (task, &request.task) {
         (Some(task), _) => {
-            let validity = task.check_input(&request.input);
+            let validity = match task.check_input(&request.input) {
+                Ok(()) => references.check(tenant, request.source_id, request.credential_id).await,
+                misfit => misfit,
+            };
             (spec_of(&request, &task, retry_of), validity)
         }
         (None, TaskRef::Id(task_id)) => {

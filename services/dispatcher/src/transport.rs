@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::catalog::{Catalog, unavailable};
 use crate::effects::Effects;
 use crate::engine::{Done, Handle};
+use crate::references::References;
 use crate::run_filter::{RunFilter, ids};
 use crate::store::Store;
 use crate::submissions::{Prepared, new_run_id, prepare, run_id_of_message};
@@ -40,6 +41,8 @@ pub struct Dispatcher {
     pub outbox: Outbox,
     /// Task versions.
     pub catalog: Arc<Catalog>,
+    /// Sources and credentials, as the vault knows them.
+    pub references: References,
     /// Task definitions.
     pub tasks: Tasks,
     /// The one writer.
@@ -90,6 +93,7 @@ pub async fn serve(shared: &Shared) -> Result<Service, BusError> {
         run "report" => report,
         run "expire" => expire,
         run "leases" => check_leases,
+        run "lease_holder" => lease_holder,
     }
     service.start().await
 }
@@ -129,7 +133,7 @@ async fn take_submission(shared: &Dispatcher, delivery: Delivery) -> Verdict {
     }
     let (message_id, sequence, at) = (delivery.message_id, delivery.stream_sequence, delivery.published_at_ms);
     let name = || run_id_of_message(&tenant, message_id.as_deref(), sequence, at);
-    let submitted = match prepare(&shared.catalog, &tenant, request, None, name).await {
+    let submitted = match prepare(&shared.catalog, &shared.references, &tenant, request, None, name).await {
         Ok(Prepared { run, validity }) => shared.engine.submit(run, validity).await,
         Err(error) => Err(error),
     };
@@ -214,7 +218,8 @@ async fn submit_one(
     request: v1::RunRequest,
     retry_of: Option<RunId>,
 ) -> Result<Done, Error> {
-    let Prepared { run, validity } = prepare(&shared.catalog, tenant, request, retry_of, new_run_id).await?;
+    let Prepared { run, validity } =
+        prepare(&shared.catalog, &shared.references, tenant, request, retry_of, new_run_id).await?;
     validity?;
     shared.engine.submit(run, Ok(())).await
 }
@@ -503,4 +508,24 @@ async fn check_leases(shared: &Dispatcher, request: v1::CheckLeasesRequest) -> R
     };
     let released = asked.iter().filter(|(run_id, lease)| !holds(*run_id, lease.token));
     Ok(v1::CheckLeasesResponse { released_tokens: released.map(|(_, lease)| lease.token).collect() })
+}
+
+/// For the vault, which hands a credential to this one only: read from the store, since another dispatcher may have
+/// moved the run. One that is to stop gets nothing any more.
+async fn lease_holder(shared: &Dispatcher, request: v1::LeaseHolderRequest) -> Result<v1::LeaseHolderResponse, Error> {
+    let run_id: RunId = id("run_id", &request.run_id)?;
+    let run = shared.store.runs(&[run_id]).await.map_err(unavailable)?.pop();
+    let executes = |run: &Run| {
+        matches!(run.state, State::Running(_) | State::InteractionRequired { .. })
+            && run.lease().is_some_and(|lease| lease.token == request.lease_token)
+    };
+    let run = run
+        .filter(executes)
+        .ok_or_else(|| ErrorCode::TASK_RUN_NOT_FOUND.with(format!("no task run {run_id} executes under this lease")))?;
+    Ok(v1::LeaseHolderResponse {
+        tenant: run.tenant.to_string(),
+        lease: run.lease().map(Into::into),
+        source_id: run.spec.source_id.map(|id| id.to_string()).unwrap_or_default(),
+        credential_id: run.spec.credential_id.map(|id| id.to_string()).unwrap_or_default(),
+    })
 }

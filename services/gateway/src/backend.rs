@@ -54,6 +54,14 @@ impl Backend {
         self.call("notifier", method, request).await
     }
 
+    /// Asks the vault.
+    ///
+    /// # Errors
+    /// As [`Self::dispatcher`].
+    pub async fn vault<Q: Message, A: Message + Default>(&self, method: &str, request: &Q) -> Result<A, Error> {
+        self.call("vault", method, request).await
+    }
+
     async fn call<Q: Message, A: Message + Default>(
         &self,
         service: &str,

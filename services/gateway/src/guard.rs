@@ -34,6 +34,7 @@ async fn admit(gateway: &Arc<Gateway>, mut request: Request, next: Next) -> Resu
     access.need(Scope::of_route(request.method(), path))?;
     let key = idempotency::key_of(request.method(), request.headers())?;
     let reads = request.method().is_safe();
+    let holds_secrets = path.starts_with("/v2/credentials");
     if reads {
         request.extensions_mut().insert(access);
         return Ok(next.run(request).await);
@@ -46,7 +47,8 @@ async fn admit(gateway: &Arc<Gateway>, mut request: Request, next: Next) -> Resu
         return Ok(next.run(request).await);
     };
     let target = parts.uri.path_and_query().map_or("", |target| target.as_str());
-    let hash = idempotency::request_hash(&parts.method, target, &body);
+    let salt = if holds_secrets { secret.expose().as_bytes() } else { b"" };
+    let hash = idempotency::request_hash(&parts.method, target, &body, salt);
     let request = Request::from_parts(parts, Body::from(body));
     match gateway.idempotency.turn(&access.tenant, key, &secret, hash).await? {
         Turn::Replay(response) => Ok(response),

@@ -79,11 +79,13 @@ pub fn key_of(method: &Method, headers: &HeaderMap) -> Result<Option<String>, Er
     Ok(Some(text.to_owned()))
 }
 
-/// What makes two requests the same: method, path, query and body.
+/// What makes two requests the same: method, path, query and body. Of a body that holds secrets the hash is kept, too,
+/// and passwords are guessed; `salt` is the API key's own secret there, so that only who has that can try. (Repeated with
+/// another key it counts as another request.)
 #[must_use]
-pub fn request_hash(method: &Method, target: &str, body: &[u8]) -> [u8; 32] {
+pub fn request_hash(method: &Method, target: &str, body: &[u8], salt: &[u8]) -> [u8; 32] {
     let mut hash = Sha256::new();
-    for part in [method.as_str().as_bytes(), target.as_bytes(), body] {
+    for part in [method.as_str().as_bytes(), target.as_bytes(), body, salt] {
         hash.update((part.len() as u64).to_be_bytes());
         hash.update(part);
     }
@@ -213,7 +215,9 @@ mod tests {
 
     #[test]
     fn parts_of_a_request_do_not_run_into_each_other() {
-        assert_ne!(request_hash(&Method::POST, "/a", b"b"), request_hash(&Method::POST, "/ab", b""));
-        assert_eq!(request_hash(&Method::POST, "/a", b"b"), request_hash(&Method::POST, "/a", b"b"));
+        let hash = |target: &str, body: &[u8], salt: &[u8]| request_hash(&Method::POST, target, body, salt);
+        assert_ne!(hash("/a", b"b", b""), hash("/ab", b"", b""));
+        assert_ne!(hash("/a", b"b", b""), hash("/a", b"b", b"salt"));
+        assert_eq!(hash("/a", b"b", b"salt"), hash("/a", b"b", b"salt"));
     }
 }

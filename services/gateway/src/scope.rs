@@ -24,13 +24,21 @@ pub enum Scope {
     DestinationsRead,
     /// Make, change, test and delete destinations; retry and replay deliveries.
     DestinationsWrite,
+    /// Read sources.
+    SourcesRead,
+    /// Make, change and delete sources.
+    SourcesWrite,
+    /// Read what is known of credentials, which is not their secrets.
+    CredentialsRead,
+    /// Make, change and delete credentials.
+    CredentialsWrite,
     /// Everything.
     Admin,
 }
 
 impl Scope {
     /// Every scope.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 14] = [
         Self::RunsRead,
         Self::RunsWrite,
         Self::TasksRead,
@@ -40,6 +48,10 @@ impl Scope {
         Self::EventsRead,
         Self::DestinationsRead,
         Self::DestinationsWrite,
+        Self::SourcesRead,
+        Self::SourcesWrite,
+        Self::CredentialsRead,
+        Self::CredentialsWrite,
         Self::Admin,
     ];
 
@@ -56,6 +68,10 @@ impl Scope {
             Self::EventsRead => "events:read",
             Self::DestinationsRead => "destinations:read",
             Self::DestinationsWrite => "destinations:write",
+            Self::SourcesRead => "sources:read",
+            Self::SourcesWrite => "sources:write",
+            Self::CredentialsRead => "credentials:read",
+            Self::CredentialsWrite => "credentials:write",
             Self::Admin => "admin",
         }
     }
@@ -82,6 +98,10 @@ impl Scope {
             ("events" | "event-types", true) => Self::EventsRead,
             ("event-destinations" | "event-deliveries", true) => Self::DestinationsRead,
             ("event-destinations" | "event-deliveries", false) => Self::DestinationsWrite,
+            ("sources", true) => Self::SourcesRead,
+            ("sources", false) => Self::SourcesWrite,
+            ("credentials", true) => Self::CredentialsRead,
+            ("credentials", false) => Self::CredentialsWrite,
             // Runners serve every tenant; and what is not known needs all rights rather than none.
             _ => Self::Admin,
         }
@@ -153,6 +173,9 @@ mod tests {
             (Method::POST, "/v2/agents", Scope::Admin),
             (Method::PATCH, "/v2/event-destinations/{destination_id}", Scope::DestinationsWrite),
             (Method::GET, "/v2/event-types", Scope::EventsRead),
+            (Method::DELETE, "/v2/sources/{source_id}", Scope::SourcesWrite),
+            (Method::GET, "/v2/credentials", Scope::CredentialsRead),
+            (Method::PATCH, "/v2/credentials/{credential_id}", Scope::CredentialsWrite),
         ] {
             assert_eq!(Scope::of_route(&method, path), scope, "{method} {path}");
         }

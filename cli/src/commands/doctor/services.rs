@@ -10,11 +10,12 @@ use serde::Deserialize;
 use super::Finding;
 
 /// What a stack needs, and what is amiss without it.
-const SERVICES: [(&str, &str); 4] = [
+const SERVICES: [(&str, &str); 5] = [
     ("dispatcher", "no run is accepted"),
     ("session-pool", "no run gets a session"),
     ("timeout-watcher", "what hangs is not stopped"),
     ("notifier", "no event is told on as JSON"),
+    ("vault", "no run gets its credential"),
 ];
 
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -138,6 +139,7 @@ mod tests {
                 ("session-pool".to_owned(), Health::Well),
                 ("timeout-watcher".to_owned(), Health::Wrong),
                 ("notifier".to_owned(), Health::Wrong),
+                ("vault".to_owned(), Health::Wrong),
             ]
         );
     }

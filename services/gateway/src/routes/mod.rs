@@ -1,11 +1,13 @@
 //! The routes of `/v2`, a file for each kind of object.
 
+mod credentials;
 mod destinations;
 mod events;
 mod pages;
 mod runners;
 mod runs;
 mod sessions;
+mod sources;
 mod tasks;
 
 use std::str::FromStr;
@@ -30,6 +32,8 @@ pub fn all() -> (Router<Arc<Gateway>>, OpenApi) {
         .merge(runners::routes())
         .merge(events::routes())
         .merge(destinations::routes())
+        .merge(sources::routes())
+        .merge(credentials::routes())
         .split_for_parts()
 }
 

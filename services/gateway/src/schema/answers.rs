@@ -189,6 +189,10 @@ lists! {
     EventDestinationList of EventDestination;
     /// A page of deliveries, newest first.
     EventDeliveryList of EventDelivery;
+    /// A page of sources, newest first.
+    SourceList of Source;
+    /// A page of credentials, newest first.
+    CredentialList of Credential;
 }
 
 /// How runs of a task are bounded and treated.
@@ -487,4 +491,70 @@ pub struct EventReplay {
     #[schema(format = DateTime)]
     pub until: String,
     pub request_id: String,
+}
+
+/// The system that runs work on.
+#[derive(ToSchema)]
+#[schema(example = json!({
+    "id": "src_01h455vb4pex5vsknk084sn02q", "object": "source", "type": "website", "name": "Brightwater",
+    "url": "https://portal.example.com", "created_at": "2026-05-01T12:00:00.000Z",
+    "updated_at": "2026-05-01T12:00:00.000Z", "request_id": "req_01h455vb4pex5vsknk084sn02q"
+}))]
+pub struct Source {
+    pub id: String,
+    /// `source`
+    pub object: String,
+    pub r#type: super::requests::SourceType,
+    pub name: String,
+    #[schema(required)]
+    pub url: Option<String>,
+    #[schema(format = DateTime)]
+    pub created_at: String,
+    #[schema(format = DateTime)]
+    pub updated_at: String,
+    /// Of the answer; sources in a list have none.
+    pub request_id: Option<String>,
+}
+
+/// Whether the source takes a credential, as far as agents have told.
+#[derive(ToSchema)]
+#[schema(rename_all = "snake_case")]
+pub enum CredentialStatus {
+    Unverified,
+    Verified,
+    Invalid,
+}
+
+/// A credential, without its secrets.
+#[derive(ToSchema)]
+#[schema(example = json!({
+    "id": "cred_01h455vb4pex5vsknk084sn02q", "object": "credential", "name": "Eve's account",
+    "auth_method": "username_password", "has_totp": true, "source_id": "src_01h455vb4pex5vsknk084sn02q",
+    "status": "verified", "failure": null, "checked_at": "2026-05-01T12:00:05.000Z",
+    "created_at": "2026-05-01T12:00:00.000Z", "updated_at": "2026-05-01T12:00:05.000Z",
+    "request_id": "req_01h455vb4pex5vsknk084sn02q"
+}))]
+pub struct Credential {
+    pub id: String,
+    /// `credential`
+    pub object: String,
+    pub name: String,
+    pub auth_method: super::requests::AuthMethod,
+    /// Whether one-time codes can be made.
+    pub has_totp: bool,
+    #[schema(required)]
+    pub source_id: Option<String>,
+    pub status: CredentialStatus,
+    /// auth_invalid or auth_locked where it is invalid
+    #[schema(required)]
+    pub failure: Option<String>,
+    /// When an agent has tried it last.
+    #[schema(required, format = DateTime)]
+    pub checked_at: Option<String>,
+    #[schema(format = DateTime)]
+    pub created_at: String,
+    #[schema(format = DateTime)]
+    pub updated_at: String,
+    /// Of the answer; credentials in a list have none.
+    pub request_id: Option<String>,
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use errand_core::task::{Definition, RetryOn, Settings};
 use errand_core::{Error, ErrorCode};
+use errand_secret::SecretText;
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -437,4 +438,150 @@ pub struct Replay {
     /// RFC 3339.
     #[schema(format = DateTime)]
     pub since: String,
+}
+
+/// What kind of system a source is.
+#[derive(Debug, Clone, Copy, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SourceType {
+    /// A web site: `http` or `https`.
+    Website,
+    /// A desktop: `rdp`, `vnc`, ...
+    Desktop,
+    /// An API: `http` or `https`.
+    Api,
+    /// What programs on the runner's machine work on.
+    Exec,
+}
+
+impl From<SourceType> for errand_core::source::SourceType {
+    fn from(kind: SourceType) -> Self {
+        match kind {
+            SourceType::Website => Self::Website,
+            SourceType::Desktop => Self::Desktop,
+            SourceType::Api => Self::Api,
+            SourceType::Exec => Self::Exec,
+        }
+    }
+}
+
+/// A source to be made.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({"type": "website", "name": "Brightwater", "url": "https://portal.example.com"}))]
+pub struct CreateSource {
+    /// What kind of system it is.
+    pub r#type: SourceType,
+    /// For people.
+    #[schema(min_length = 1, max_length = 128)]
+    pub name: String,
+    /// Where it is, without user and password; a source of type `exec` needs none.
+    #[serde(default)]
+    pub url: Option<String>,
+}
+
+/// What is to be otherwise with a source.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({"name": "Brightwater (new)"}))]
+pub struct UpdateSource {
+    /// Another type.
+    #[serde(default)]
+    pub r#type: Option<SourceType>,
+    /// Another name.
+    #[serde(default)]
+    #[schema(min_length = 1, max_length = 128)]
+    pub name: Option<String>,
+    /// Another address.
+    #[serde(default)]
+    pub url: Option<String>,
+}
+
+/// How a credential signs in.
+#[derive(Debug, Clone, Copy, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum AuthMethod {
+    /// `username`, `password`, and perhaps `totp_secret`.
+    UsernamePassword,
+    /// `api_key`
+    ApiKey,
+    /// `totp_secret`
+    Totp,
+    /// Nothing: the source wants no sign-in.
+    None,
+}
+
+impl From<AuthMethod> for errand_core::credential::AuthMethod {
+    fn from(method: AuthMethod) -> Self {
+        match method {
+            AuthMethod::UsernamePassword => Self::UsernamePassword,
+            AuthMethod::ApiKey => Self::ApiKey,
+            AuthMethod::Totp => Self::Totp,
+            AuthMethod::None => Self::None,
+        }
+    }
+}
+
+/// A credential to be made.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({
+    "name": "Eve's account", "auth_method": "username_password", "username": "eve@example.com", "password": "open sesame"
+}))]
+pub struct CreateCredential {
+    /// For people.
+    #[schema(min_length = 1, max_length = 128)]
+    pub name: String,
+    /// How it signs in: which of the secrets it has.
+    pub auth_method: AuthMethod,
+    /// The source that it is for; for any unless given.
+    #[serde(default)]
+    pub source_id: Option<String>,
+    /// Who signs in.
+    #[serde(default)]
+    #[schema(value_type = Option<String>, write_only)]
+    pub username: Option<SecretText>,
+    /// With which password.
+    #[serde(default)]
+    #[schema(value_type = Option<String>, write_only)]
+    pub password: Option<SecretText>,
+    /// The key of an API.
+    #[serde(default)]
+    #[schema(value_type = Option<String>, write_only)]
+    pub api_key: Option<SecretText>,
+    /// What one-time codes are made from: base32, or an `otpauth://totp/` address.
+    #[serde(default)]
+    #[schema(value_type = Option<String>, write_only)]
+    pub totp_secret: Option<SecretText>,
+}
+
+/// What is to be otherwise with a credential. Its method never changes.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({"password": "open barley"}))]
+pub struct UpdateCredential {
+    /// Another name.
+    #[serde(default)]
+    #[schema(min_length = 1, max_length = 128)]
+    pub name: Option<String>,
+    /// Another source; null: any.
+    #[serde(default, deserialize_with = "given")]
+    #[schema(value_type = Option<String>)]
+    pub source_id: Option<Option<String>>,
+    /// Another name to sign in with.
+    #[serde(default)]
+    #[schema(value_type = Option<String>, write_only)]
+    pub username: Option<SecretText>,
+    /// Another password.
+    #[serde(default)]
+    #[schema(value_type = Option<String>, write_only)]
+    pub password: Option<SecretText>,
+    /// Another key.
+    #[serde(default)]
+    #[schema(value_type = Option<String>, write_only)]
+    pub api_key: Option<SecretText>,
+    /// Another secret for one-time codes; null takes it away.
+    #[serde(default, deserialize_with = "given")]
+    #[schema(value_type = Option<String>, write_only)]
+    pub totp_secret: Option<Option<SecretText>>,
 }

@@ -7,6 +7,7 @@ use crate::on_both_stores;
 on_both_stores! {
     tasks_are_made_changed_and_deleted
     what_is_connected_shows
+    secrets_go_in_and_never_come_out
     events_are_listed_newest_first
 }
 
@@ -38,6 +39,44 @@ async fn tasks_are_made_changed_and_deleted(world: &'static World) {
     for answer in [api.get(&path).await, api.post(&format!("{path}/run"), &json!({})).await] {
         answer.refuses(404, "task_not_found");
     }
+}
+
+async fn secrets_go_in_and_never_come_out(world: &'static World) {
+    let api = world.api().await;
+    let source = json!({"type": "website", "name": "portal", "url": "https://portal.example.com"});
+    let source = api.post("/v2/sources", &source).await.expect(201);
+    let source_id = source["id"].as_str().unwrap().to_owned();
+    assert_eq!((&source["object"], &source["type"]), (&json!("source"), &json!("website")));
+    let wrong = json!({"type": "website", "name": "portal", "url": "ftp://portal"});
+    assert_eq!(api.post("/v2/sources", &wrong).await.refuses(400, "input_invalid")["errors"][0]["field"], "url");
+
+    let body = json!({"name": "eve", "auth_method": "username_password", "source_id": source_id,
+        "username": "eve@example.com", "password": "open sesame", "totp_secret": "JBSWY3DPEHPK3PXP"});
+    let headers = [("Idempotency-Key", "eve-1")];
+    let body = bytes::Bytes::from(body.to_string());
+    let made = api.send("POST", "/v2/credentials", &headers, Some(body.clone())).await.expect(201);
+    let again = api.send("POST", "/v2/credentials", &headers, Some(body)).await.expect(201);
+    assert_eq!(made["id"], again["id"]);
+    let path = format!("/v2/credentials/{}", made["id"].as_str().unwrap());
+    let shown = api.get(&path).await.expect(200);
+    assert_eq!((&shown["status"], &shown["has_totp"]), (&json!("unverified"), &json!(true)));
+    for answer in [&made, &shown, &api.get("/v2/credentials").await.expect(200)] {
+        let text = answer.to_string();
+        assert!(!text.contains("sesame") && !text.contains("JBSWY3DP") && !text.contains("eve@example.com"), "{text}");
+    }
+    let incomplete = json!({"name": "x", "auth_method": "api_key"});
+    let refused = api.post("/v2/credentials", &incomplete).await.refuses(400, "input_missing");
+    assert_eq!(refused["errors"][0]["field"], "api_key");
+    let change = json!({"totp_secret": null, "password": "open barley"}).to_string();
+    let changed = api.send("PATCH", &path, &[], Some(change.into())).await.expect(200);
+    assert_eq!((&changed["has_totp"], &changed["source_id"]), (&json!(false), &json!(source_id)));
+    let list = api.get(&format!("/v2/credentials?status=unverified&source_id={source_id}")).await.expect(200);
+    assert_eq!(list["data"].as_array().unwrap().len(), 1);
+    let source_path = format!("/v2/sources/{source_id}");
+    api.send("DELETE", &source_path, &[], None).await.refuses(400, "input_invalid");
+    assert_eq!(api.send("DELETE", &path, &[], None).await.expect(200)["deleted"], true);
+    api.get(&path).await.refuses(404, "credential_not_found");
+    assert_eq!(api.send("DELETE", &source_path, &[], None).await.expect(200)["deleted"], true);
 }
 
 /// Changes that come upon each other are all made.

@@ -62,6 +62,7 @@ impl World {
         stack.start(Role::Dispatcher, &["--log", "warn"]);
         stack.start(Role::SessionPool, &["--log", "warn", "--heartbeat-seconds", "1"]);
         stack.start(Role::TimeoutWatcher, &["--log", "warn"]);
+        stack.start(Role::Vault, &["--log", "warn"]);
         stack.start(Role::Scripted, &["--log", "warn", "--capacity", "200"]);
         let bus = runtime.block_on(async {
             stack.ready().await;
