@@ -7,10 +7,10 @@ NATS_SERVER ?= $(CURDIR)/.tools/bin/nats-server
 export NATS_SERVER
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench tools tools-test
+.PHONY: help run test check bench sim mutations tools tools-test
 
 help: ## what there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: tools ## a broker, every service, a runner and a few runs, on this machine
 	cargo build --locked -p errand-cli
@@ -28,6 +28,14 @@ check: ## formatting and lints
 bench: tools ## how fast it is here (ARGS="..." go to `errand bench`)
 	cargo build --locked --release -p errand-cli
 	$(TARGET)/release/errand bench $(ARGS)
+
+sim: ## simulate: SEED=n replays one, MINUTES=n goes on with random seeds, else 2,000 seeds
+	cargo build --locked --release -p errand-sim
+	$(TARGET)/release/errand-sim $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
+
+mutations: ## whether the simulator and the property tests find deliberate faults: writes docs/mutations.md
+	cargo build --locked --release -p errand-sim --features mutations
+	$(TARGET)/release/errand-sim --mutations docs/mutations.md $(ARGS)
 
 tools: ## fetch nats-server and nats-py into .tools/ (the others do it by themselves)
 	@sh tools/setup.sh

@@ -90,6 +90,7 @@ where
             }
         };
         let open = tokio::select! {
+            biased;
             count = recv_batch(&mut items, &mut batch, max_batch) => count > 0,
             () = due => true,
         };

@@ -416,7 +416,7 @@ impl Bus {
         message_id: &str,
         traceparent: Option<&str>,
         payload: Bytes,
-    ) -> Result<impl Future<Output = Result<StreamAck, BusError>> + Send + 'static, BusError> {
+    ) -> Result<impl Future<Output = Result<StreamAck, BusError>> + Send + use<>, BusError> {
         if message_id.chars().any(char::is_control) {
             return Err(BusError::Publish { subject, what: "a message id is one line".into() });
         }

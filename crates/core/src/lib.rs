@@ -4,7 +4,10 @@
 pub mod credential;
 pub mod error;
 pub mod id;
+pub mod invariant;
 pub mod limits;
+#[cfg(feature = "mutations")]
+pub mod mutation;
 pub mod run;
 pub mod session;
 pub mod source;
@@ -17,3 +20,21 @@ pub use id::{
     SourceId, TaskId, Tenant,
 };
 pub use time::Timestamp;
+
+/// Whether a deliberate fault is on: `false`, unless this is compiled for the simulator (see the feature `mutations`).
+#[cfg(not(feature = "mutations"))]
+#[macro_export]
+macro_rules! mutated {
+    ($mutation:ident) => {
+        false
+    };
+}
+
+/// Whether a deliberate fault is on in this thread.
+#[cfg(feature = "mutations")]
+#[macro_export]
+macro_rules! mutated {
+    ($mutation:ident) => {
+        $crate::mutation::is_active($crate::mutation::Mutation::$mutation)
+    };
+}

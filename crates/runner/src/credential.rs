@@ -212,7 +212,7 @@ impl Safe {
 
     async fn open(&self, vault: &dyn Vault, ask: Ask) -> Result<Credential, Error> {
         let keys = self.keys.get_or_init(KeyPair::generate);
-        let asking = repeat(PATIENCE, || vault.open(ask, *keys.public()));
+        let asking = repeat(ask.run_id, PATIENCE, || vault.open(ask, *keys.public()));
         let sealed = match asking.await {
             Ok(sealed) => sealed,
             Err(Refused::Never(error)) => return Err(error),
@@ -269,7 +269,7 @@ impl Safe {
         let ask = Ask { run_id, token, credential_id: opened.id() };
         let tried = Tried { generation: opened.0.credential.generation, number, failure };
         let reporting = tokio::spawn(async move {
-            if let Err(refused) = repeat(REPORT_PATIENCE, || vault.report(ask, tried)).await {
+            if let Err(refused) = repeat(run_id, REPORT_PATIENCE, || vault.report(ask, tried)).await {
                 tracing::warn!(run = %run_id, credential = %ask.credential_id, ?refused, "a sign-in was not reported");
             }
         });
@@ -300,9 +300,13 @@ fn seconds() -> u64 {
 }
 
 /// Tries until it is done, refused for good, or too late.
-async fn repeat<T>(patience: Duration, ask: impl Fn() -> BoxFuture<'static, Result<T, Refused>>) -> Result<T, Refused> {
+async fn repeat<T>(
+    run_id: RunId,
+    patience: Duration,
+    ask: impl Fn() -> BoxFuture<'static, Result<T, Refused>>,
+) -> Result<T, Refused> {
     let until = Instant::now() + patience;
-    let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
+    let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2), run_id.uuid().as_u128());
     loop {
         match ask().await {
             Err(Refused::NotNow(_)) if Instant::now() < until => backoff.pause().await,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use errand_core::credential::AuthFailure;
 use errand_core::run::LeaseToken;
-use errand_core::{Error, ErrorCode, RunId, RunnerId, SessionId, limits};
+use errand_core::{Error, ErrorCode, RunId, RunnerId, SessionId, limits, mutated};
 use errand_secret::handover::PublicKey;
 use futures::FutureExt;
 use serde_json::Value;
@@ -214,7 +214,11 @@ impl<H: Host> Engine<H> {
 
     /// Has a session end, if it is here; the phase to wait for.
     fn begin_end(self: &Arc<Self>, id: SessionId) -> Option<watch::Receiver<Phase>> {
-        let table = self.table();
+        let mut table = self.table();
+        if !table.sessions.contains_key(&id) {
+            // Its start may be on its way still, and must find that it comes too late.
+            table.ended.insert(id);
+        }
         let session = table.sessions.get(&id)?;
         let mut was_ready = false;
         session.phase.send_if_modified(|phase| {
@@ -272,7 +276,7 @@ impl<H: Host> Engine<H> {
         if *session.phase.borrow() != Phase::Ready {
             return Err("the session is not ready");
         }
-        if token < session.fence {
+        if token < session.fence && !mutated!(RunnerForgetsTheFence) {
             return Err("a newer lease holds the session");
         }
         if token == session.fence {
@@ -301,7 +305,7 @@ impl<H: Host> Engine<H> {
 
     /// One execution, from assignment to report.
     async fn drive(self: Arc<Self>, execution: Arc<Execution>, previous: Option<Arc<Execution>>, assigned: Assigned) {
-        if let Some(previous) = previous {
+        if let Some(previous) = previous.filter(|_| !mutated!(TwoAgentsInASession)) {
             previous.reached(phase::DONE).await;
         }
         let control = Control {
@@ -429,7 +433,12 @@ impl<H: Host> Engine<H> {
 
     /// Every session that is here.
     pub(crate) fn sessions(&self) -> Vec<Held> {
-        self.table().sessions.iter().map(|(id, session)| Held { id: *id, lease: session.lease }).collect()
+        let table = self.table();
+        let mut held: Vec<Held> =
+            table.sessions.iter().map(|(id, session)| Held { id: *id, lease: session.lease }).collect();
+        // In an order that a person, and a simulation, finds again.
+        held.sort_unstable_by_key(|held| held.id);
+        held
     }
 
     /// Takes no further sessions.
@@ -452,7 +461,9 @@ impl<H: Host> Engine<H> {
         let sessions: Vec<SessionId> = {
             let mut table = self.table();
             (table.draining, table.closed) = (true, true);
-            table.sessions.keys().copied().collect()
+            let mut sessions: Vec<SessionId> = table.sessions.keys().copied().collect();
+            sessions.sort_unstable();
+            sessions
         };
         for id in &sessions {
             self.begin_end(*id);

@@ -47,6 +47,8 @@ mod host;
 mod recent;
 mod report;
 mod run;
+#[doc(hidden)]
+pub mod simulated;
 mod transport;
 
 pub use config::{MAX_CAPACITY, RunnerConfig};

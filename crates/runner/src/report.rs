@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use errand_core::run::{LeaseToken, Question};
-use errand_core::{Error, RunId, SessionId};
+use errand_core::{Error, RunId, RunnerId, SessionId};
 use tokio::sync::mpsc;
 
 use crate::backoff::Backoff;
@@ -127,10 +127,10 @@ pub(crate) trait Desk: Send + Sync {
 /// Sends what waits: one request at a time, so that a run's reports keep their order; all that waits at that moment
 /// goes with it, so that the busier the runner, the larger the batches. Ends when nobody can report any more and
 /// all is answered.
-pub(crate) async fn send_all(mut waiting: Waiting, desk: &impl Desk) {
+pub(crate) async fn send_all(mut waiting: Waiting, desk: &impl Desk, id: RunnerId) {
     let mut queue: VecDeque<Report> = VecDeque::new();
     let mut arrived = Vec::new();
-    let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
+    let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5), id.uuid().as_u128());
     // Reports that go one by one, to find the one that the dispatcher does not understand.
     let mut singly = 0usize;
     loop {
@@ -161,7 +161,7 @@ pub(crate) async fn send_all(mut waiting: Waiting, desk: &impl Desk) {
                 tracing::warn!(reports = queue.len(), error, "the dispatcher has not answered; trying again");
                 backoff.pause().await;
                 let before = queue.len();
-                queue.retain(|report| desk.matters(report));
+                queue.retain(|report| desk.matters(report) && !errand_core::mutated!(ReportOnce));
                 waiting.unanswered.fetch_sub(before - queue.len(), Ordering::AcqRel);
             }
         }
@@ -245,7 +245,7 @@ mod tests {
         let unanswered = Arc::clone(&reports.unanswered);
         assert_eq!(reports.unanswered(), 600);
         drop(reports);
-        send_all(waiting, &fake).await;
+        send_all(waiting, &fake, RunnerId::from_uuid(Uuid::nil())).await;
         assert_eq!(*fake.batches.lock().unwrap(), [256, 256, 87]);
         let expected: Vec<_> = (0..600).filter(|token| *token != 7).map(|token| (token, token % 2 == 0)).collect();
         assert_eq!(*fake.answers.lock().unwrap(), expected);
@@ -260,7 +260,7 @@ mod tests {
             reports.push(report(token, size * 1024));
         }
         drop(reports);
-        send_all(waiting, &fake).await;
+        send_all(waiting, &fake, RunnerId::from_uuid(Uuid::nil())).await;
         assert_eq!(*fake.batches.lock().unwrap(), [1, 2, 1, 1]);
     }
 
@@ -270,7 +270,7 @@ mod tests {
         let (reports, waiting) = Reports::new();
         (0..6).map(|half| half * 2).for_each(|token| reports.push(report(token, 1)));
         drop(reports);
-        send_all(waiting, &fake).await;
+        send_all(waiting, &fake, RunnerId::from_uuid(Uuid::nil())).await;
         let answers = fake.answers.lock().unwrap();
         assert_eq!(*answers, [(0, true), (2, false), (4, true), (6, true), (8, true), (10, true)]);
     }

@@ -19,7 +19,7 @@ use crate::config::RunnerConfig;
 use crate::engine::{Engine, Loss};
 use crate::host::Host;
 use crate::report::{self, Reports};
-use crate::transport::{self, Dispatcher, Pool};
+use crate::transport::{self, Dispatcher, Line, Pool};
 
 /// How long the last words may take: reports that wait, the goodbye to the pool.
 const LAST_WORDS: Duration = Duration::from_secs(3);
@@ -63,11 +63,11 @@ pub async fn run<H: Host>(
     let engine = Engine::new(host, id, config.capacity as usize, reports, activities, losses, Some(vault));
     // Before the registration, so that the pool's first word finds ears.
     let service = transport::serve(&bus, &engine, &config).await?;
-    let pool = Pool { bus: bus.clone(), id };
+    let pool = Pool { line: bus.clone(), id };
     let mut tasks = JoinSet::new();
-    let desk = Dispatcher { bus: bus.clone(), engine: Arc::clone(&engine) };
+    let desk = Dispatcher { line: bus.clone(), engine: Arc::clone(&engine) };
     tasks.spawn(async move {
-        report::send_all(waiting, &desk).await;
+        report::send_all(waiting, &desk, id).await;
         "reporter"
     });
     let publisher = bus.clone();
@@ -101,27 +101,27 @@ pub async fn run<H: Host>(
 
 /// What the pool has heard and said.
 #[derive(Debug, Clone, Copy, Default)]
-struct Touch {
+pub(crate) struct Touch {
     /// It knows that this runner drains.
     knows_draining: bool,
 }
 
 /// Registers, and tells the pool again and again what is here. Ends only where the pool refuses the runner.
-async fn keep_in_touch<H: Host>(
-    pool: Pool,
+pub(crate) async fn keep_in_touch<H: Host, L: Line>(
+    pool: Pool<L>,
     engine: Arc<Engine<H>>,
     config: RunnerConfig,
     told: watch::Sender<Touch>,
     shutdown: CancellationToken,
 ) -> RunnerError {
-    let mut hellos = match pool.bus.subscribe(pool.bus.subjects().pool("hello")).await {
+    let mut hellos = match pool.line.hellos().await {
         Ok(hellos) => hellos,
         Err(error) => return RunnerError::Bus(error),
     };
-    let mut connections = pool.bus.connections();
+    let mut connections = pool.line.connections();
     let mut registered = false;
     let mut pause = Duration::from_secs(1);
-    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(3));
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(3), pool.id.uuid().as_u128());
     loop {
         if !registered {
             match pool.register(&config, engine.sessions()).await {
@@ -165,6 +165,7 @@ async fn keep_in_touch<H: Host>(
         }
         let still_takes = !draining;
         tokio::select! {
+            biased;
             () = sleep(pause) => {}
             // Told at once, so that the pool grants nothing here any more.
             () = shutdown.cancelled(), if still_takes => {}
@@ -188,8 +189,8 @@ fn end<H: Host>(engine: &Arc<Engine<H>>, sessions: Vec<SessionId>) {
 }
 
 /// Tells the pool of sessions that died here, one after the other, each until it has heard.
-async fn tell_losses(pool: Pool, mut lost: mpsc::UnboundedReceiver<Loss>) -> &'static str {
-    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+pub(crate) async fn tell_losses<L: Line>(pool: Pool<L>, mut lost: mpsc::UnboundedReceiver<Loss>) -> &'static str {
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5), pool.id.uuid().as_u128());
     while let Some(loss) = lost.recv().await {
         while let Err(error) = pool.session_lost(&loss).await {
             if !error.is_transient() {
@@ -232,7 +233,7 @@ async fn quiet<H: Host>(engine: &Engine<H>, state: watch::Receiver<Touch>, patie
 }
 
 /// What waits to be reported, and the goodbye.
-async fn last_words<H: Host>(engine: &Engine<H>, pool: &Pool) {
+async fn last_words<H: Host, L: Line>(engine: &Engine<H>, pool: &Pool<L>) {
     let reported = async {
         while !engine.is_idle() {
             sleep(QUIET / 10).await;
@@ -242,7 +243,7 @@ async fn last_words<H: Host>(engine: &Engine<H>, pool: &Pool) {
         tracing::warn!("the dispatcher has not heard the last reports");
     }
     let goodbye = async {
-        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(1), pool.id.uuid().as_u128());
         while let Err(error) = pool.deregister().await {
             tracing::debug!(%error, "the goodbye was not heard");
             backoff.pause().await;

@@ -1,5 +1,6 @@
 //! Between bus and engine: wire types in, wire types out.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,8 +9,10 @@ use errand_core::run::LeaseToken;
 use errand_core::{Error, ErrorCode, RunId, RunnerId, SessionId};
 use errand_proto::{failure, id, lease, optional_id, v1};
 use errand_secret::handover::PublicKey;
-use futures::FutureExt;
 use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use futures::{FutureExt, StreamExt};
+use tokio::sync::watch;
 
 use crate::activity::Progress;
 use crate::config::RunnerConfig;
@@ -53,7 +56,7 @@ pub(crate) async fn serve<H: Host>(
         .await
 }
 
-async fn start_session<H: Host>(
+pub(crate) async fn start_session<H: Host>(
     engine: Arc<Engine<H>>,
     request: v1::StartSessionRequest,
 ) -> Result<v1::StartSessionResponse, Error> {
@@ -68,7 +71,7 @@ async fn start_session<H: Host>(
     Ok(v1::StartSessionResponse { error: error.as_ref().map(Into::into) })
 }
 
-async fn tear_down_session<H: Host>(
+pub(crate) async fn tear_down_session<H: Host>(
     engine: Arc<Engine<H>>,
     request: v1::TearDownSessionRequest,
 ) -> Result<v1::TearDownSessionResponse, Error> {
@@ -76,7 +79,7 @@ async fn tear_down_session<H: Host>(
     Ok(v1::TearDownSessionResponse {})
 }
 
-fn assign<H: Host>(engine: &Arc<Engine<H>>, request: v1::AssignRequest) -> v1::AssignResponse {
+pub(crate) fn assign<H: Host>(engine: &Arc<Engine<H>>, request: v1::AssignRequest) -> v1::AssignResponse {
     let mut assignments = Vec::with_capacity(request.assignments.len());
     let mut refusals = Vec::new();
     for assignment in request.assignments {
@@ -117,13 +120,13 @@ fn key(run_id: &str, token: LeaseToken) -> Result<(RunId, LeaseToken), Error> {
     Ok((id("run_id", run_id)?, token))
 }
 
-fn stop<H: Host>(engine: &Arc<Engine<H>>, request: &v1::StopRequest) -> Result<v1::StopResponse, Error> {
+pub(crate) fn stop<H: Host>(engine: &Arc<Engine<H>>, request: &v1::StopRequest) -> Result<v1::StopResponse, Error> {
     let key = key(&request.run_id, request.lease_token)?;
     let grace = Duration::from_millis(request.grace_ms.into());
     Ok(v1::StopResponse { running: engine.stop(key, StopReason::parse(&request.reason), grace) })
 }
 
-fn input<H: Host>(engine: &Arc<Engine<H>>, request: &v1::InputRequest) -> Result<v1::InputResponse, Error> {
+pub(crate) fn input<H: Host>(engine: &Arc<Engine<H>>, request: &v1::InputRequest) -> Result<v1::InputResponse, Error> {
     let key = key(&request.run_id, request.lease_token)?;
     // What serde says could quote the answer.
     let value = serde_json::from_slice(&request.input)
@@ -169,16 +172,82 @@ fn interaction(question: &errand_core::run::Question) -> v1::Interaction {
     }
 }
 
+/// How a runner speaks to the others.
+pub trait Line: Clone + Send + Sync + 'static {
+    /// Reports to the dispatcher.
+    fn report(
+        &self,
+        request: v1::ReportRequest,
+    ) -> impl Future<Output = Result<v1::ReportResponse, RequestError>> + Send;
+    /// Presents itself to the pool.
+    fn register(
+        &self,
+        request: v1::RegisterRequest,
+    ) -> impl Future<Output = Result<v1::RegisterResponse, RequestError>> + Send;
+    /// Shows the pool that it lives.
+    fn heartbeat(
+        &self,
+        request: v1::HeartbeatRequest,
+    ) -> impl Future<Output = Result<v1::HeartbeatResponse, RequestError>> + Send;
+    /// Tells the pool of a session that died.
+    fn session_lost(
+        &self,
+        request: v1::SessionLostRequest,
+    ) -> impl Future<Output = Result<v1::SessionLostResponse, RequestError>> + Send;
+    /// Takes leave of the pool.
+    fn deregister(
+        &self,
+        request: v1::DeregisterRequest,
+    ) -> impl Future<Output = Result<v1::DeregisterResponse, RequestError>> + Send;
+    /// Hears the pools that begin to serve.
+    fn hellos(&self) -> impl Future<Output = Result<BoxStream<'static, ()>, BusError>> + Send;
+    /// Changes when the broker is there again.
+    fn connections(&self) -> watch::Receiver<u64>;
+}
+
+/// How long the pool may take to answer: an answer that takes longer comes too late to matter.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+impl Line for Bus {
+    async fn report(&self, request: v1::ReportRequest) -> Result<v1::ReportResponse, RequestError> {
+        self.request(self.subjects().run("report"), &request).await
+    }
+
+    async fn register(&self, request: v1::RegisterRequest) -> Result<v1::RegisterResponse, RequestError> {
+        self.request_within(self.subjects().pool("register"), &request, PATIENCE).await
+    }
+
+    async fn heartbeat(&self, request: v1::HeartbeatRequest) -> Result<v1::HeartbeatResponse, RequestError> {
+        self.request_within(self.subjects().pool("heartbeat"), &request, PATIENCE).await
+    }
+
+    async fn session_lost(&self, request: v1::SessionLostRequest) -> Result<v1::SessionLostResponse, RequestError> {
+        self.request_within(self.subjects().pool("session_lost"), &request, PATIENCE).await
+    }
+
+    async fn deregister(&self, request: v1::DeregisterRequest) -> Result<v1::DeregisterResponse, RequestError> {
+        self.request_within(self.subjects().pool("deregister"), &request, PATIENCE).await
+    }
+
+    async fn hellos(&self) -> Result<BoxStream<'static, ()>, BusError> {
+        Ok(self.subscribe(self.subjects().pool("hello")).await?.map(drop).boxed())
+    }
+
+    fn connections(&self) -> watch::Receiver<u64> {
+        Self::connections(self)
+    }
+}
+
 /// Sends reports to the dispatcher.
-pub(crate) struct Dispatcher<H> {
-    pub(crate) bus: Bus,
+pub(crate) struct Dispatcher<H, L> {
+    pub(crate) line: L,
     pub(crate) engine: Arc<Engine<H>>,
 }
 
-impl<H: Host> Desk for Dispatcher<H> {
+impl<H: Host, L: Line> Desk for Dispatcher<H, L> {
     async fn send(&self, batch: &[Report]) -> Result<Vec<bool>, Unsent> {
         let request = v1::ReportRequest { reports: batch.iter().map(Into::into).collect() };
-        let answer = self.bus.request::<_, v1::ReportResponse>(self.bus.subjects().run("report"), &request).await;
+        let answer = self.line.report(request).await;
         let answers = answer.map_err(|error| match error {
             RequestError::Service(ref refused) if refused.code.kind == "request" => Unsent::Refused(error.to_string()),
             _ => Unsent::NotNow(error.to_string()),
@@ -198,19 +267,24 @@ impl<H: Host> Desk for Dispatcher<H> {
     }
 }
 
-/// Publishes a sign of life; lossy, so nothing is kept for a broker that is away.
-pub(crate) async fn publish_activity(bus: Bus, execution: Arc<Execution>, progress: Progress) {
-    if !bus.is_connected() {
-        return;
-    }
-    let activity = v1::Activity {
+/// A sign of life on the wire.
+pub(crate) fn sign_of(execution: &Execution, progress: Progress) -> v1::Activity {
+    v1::Activity {
         run_id: execution.run_id.to_string(),
         lease_token: execution.token,
         at_ms: progress.at_ms,
         message: progress.message,
         step: progress.step,
         percent: progress.percent.map(Into::into),
-    };
+    }
+}
+
+/// Publishes a sign of life; lossy, so nothing is kept for a broker that is away.
+pub(crate) async fn publish_activity(bus: Bus, execution: Arc<Execution>, progress: Progress) {
+    if !bus.is_connected() {
+        return;
+    }
+    let activity = sign_of(&execution, progress);
     if let Err(error) = bus.publish(bus.subjects().activity(execution.run_id), &activity).await {
         tracing::debug!(%error, "a sign of life was lost");
     }
@@ -218,8 +292,8 @@ pub(crate) async fn publish_activity(bus: Bus, execution: Arc<Execution>, progre
 
 /// The session-pool, as a runner speaks to it.
 #[derive(Clone)]
-pub(crate) struct Pool {
-    pub(crate) bus: Bus,
+pub(crate) struct Pool<L> {
+    pub(crate) line: L,
     pub(crate) id: RunnerId,
 }
 
@@ -251,18 +325,7 @@ fn session_ids(texts: &[String]) -> Vec<SessionId> {
     texts.iter().filter_map(|text| text.parse().ok()).collect()
 }
 
-impl Pool {
-    /// How long the pool may take to answer: an answer that takes longer comes too late to matter.
-    const PATIENCE: Duration = Duration::from_secs(5);
-
-    async fn call<Q: prost::Message, A: prost::Message + Default>(
-        &self,
-        method: &str,
-        request: &Q,
-    ) -> Result<A, RequestError> {
-        self.bus.request_within(self.bus.subjects().pool(method), request, Self::PATIENCE).await
-    }
-
+impl<L: Line> Pool<L> {
     pub(crate) async fn register(&self, config: &RunnerConfig, held: Vec<Held>) -> Result<Registered, RequestError> {
         let request = v1::RegisterRequest {
             runner_id: self.id.to_string(),
@@ -274,7 +337,7 @@ impl Pool {
             tenants: config.tenants.iter().map(ToString::to_string).collect(),
             sessions: runner_sessions(held),
         };
-        let answer: v1::RegisterResponse = self.call("register", &request).await?;
+        let answer = self.line.register(request).await?;
         Ok(Registered {
             heartbeat: Duration::from_secs(answer.heartbeat_seconds.clamp(1, 60).into()),
             end_sessions: session_ids(&answer.end_sessions),
@@ -284,7 +347,7 @@ impl Pool {
     pub(crate) async fn heartbeat(&self, held: Vec<Held>, draining: bool) -> Result<Beat, RequestError> {
         let sessions = runner_sessions(held);
         let request = v1::HeartbeatRequest { runner_id: self.id.to_string(), sessions, draining };
-        let answer: v1::HeartbeatResponse = self.call("heartbeat", &request).await?;
+        let answer = self.line.heartbeat(request).await?;
         Ok(Beat { known: answer.known, drain: answer.drain, end_sessions: session_ids(&answer.end_sessions) })
     }
 
@@ -294,12 +357,12 @@ impl Pool {
             session_id: loss.id.to_string(),
             message: loss.message.clone(),
         };
-        self.call::<_, v1::SessionLostResponse>("session_lost", &request).await.map(|_| ())
+        self.line.session_lost(request).await.map(|_| ())
     }
 
     pub(crate) async fn deregister(&self) -> Result<(), RequestError> {
         let request = v1::DeregisterRequest { runner_id: self.id.to_string() };
-        self.call::<_, v1::DeregisterResponse>("deregister", &request).await.map(|_| ())
+        self.line.deregister(request).await.map(|_| ())
     }
 }
 

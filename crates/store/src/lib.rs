@@ -2,6 +2,7 @@
 //! statements ([`rows`]), and the outbox that commits events with the change that they tell ([`Outbox`], ADR 0002).
 
 mod db;
+mod ledger;
 mod outbox;
 pub mod paging;
 mod publisher;
@@ -9,5 +10,6 @@ mod recovery;
 pub mod rows;
 
 pub use db::{Db, Migration, Sqlite, StoreError};
-pub use outbox::{Outbox, Staged};
+pub use ledger::{Checkpoint, Encoded, EventStream, Extent, Ledger, Left, Place};
+pub use outbox::{Outbox, Staged, Stored};
 pub use publisher::Publisher;

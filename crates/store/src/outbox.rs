@@ -14,10 +14,11 @@ use bytes::Bytes;
 use errand_core::{EventId, Tenant};
 use errand_proto::v1;
 use prost::Message;
-use sqlx::{PgConnection, Row, SqliteConnection};
+use sqlx::{PgConnection, SqliteConnection};
 use tokio::sync::mpsc;
 
 use crate::db::{Db, Migration, StoreError};
+use crate::ledger::{EventStream, Ledger};
 use crate::publisher::Publisher;
 use crate::rows::MultiRow;
 
@@ -83,14 +84,19 @@ pub(crate) const MIGRATIONS: &[Migration] = &[Migration {
 
 /// An event as the store keeps it.
 #[derive(Debug, Clone)]
-pub(crate) struct Stored {
-    pub(crate) position: i64,
-    pub(crate) object: [u8; 16],
-    pub(crate) seq: i64,
-    pub(crate) id: EventId,
-    pub(crate) created_at: i64,
+pub struct Stored {
+    /// `writer << 40 | n`.
+    pub position: i64,
+    /// The UUID behind the object's id.
+    pub object: [u8; 16],
+    /// 1, 2, 3 ... per object.
+    pub seq: i64,
+    /// The event.
+    pub id: EventId,
+    /// When the object changed, in milliseconds since the Unix epoch.
+    pub created_at: i64,
     /// The encoded event, as it is published.
-    pub(crate) payload: Bytes,
+    pub payload: Bytes,
     /// Where it is published: tenant, object, action, object's id, trace.
     pub(crate) route: Route,
 }
@@ -120,8 +126,8 @@ pub(crate) enum Order {
 /// Where a writer puts its events. Its commits must come one after another, each staged, committed and published
 /// before the next is staged: the mark is one number, and says that all before it is done.
 #[derive(Debug, Clone)]
-pub struct Outbox {
-    db: Db,
+pub struct Outbox<L = Db> {
+    ledger: L,
     pub(crate) writer: i64,
     next: Arc<AtomicI64>,
     queue: mpsc::Sender<Order>,
@@ -135,23 +141,23 @@ pub(crate) fn now_ms() -> i64 {
 static INSERT: MultiRow =
     MultiRow::new("INSERT INTO event (position, object, seq, id, created_at, payload) VALUES", "(?,?,?,?,?,?)", "");
 
-impl Outbox {
+impl<L: Ledger> Outbox<L> {
     /// Registers this process as a writer. The publisher must be run for events to reach the stream.
     ///
     /// # Errors
     /// [`StoreError::Database`].
-    pub async fn open(db: Db, bus: errand_bus::Bus) -> Result<(Self, Publisher), StoreError> {
-        let writer = register(&db).await?;
+    pub async fn open<S: EventStream>(ledger: L, stream: S) -> Result<(Self, Publisher<L, S>), StoreError> {
+        let writer = ledger.register(ledger.now_ms()).await?;
         let (queue, orders) = mpsc::channel(QUEUE);
         let behind = Arc::new(AtomicBool::new(false));
         let outbox = Self {
-            db: db.clone(),
+            ledger: ledger.clone(),
             writer,
             next: Arc::new(AtomicI64::new(first_position(writer))),
             queue,
             behind: Arc::clone(&behind),
         };
-        Ok((outbox, Publisher::new(db, bus, writer, orders, behind)))
+        Ok((outbox, Publisher::new(ledger, stream, writer, orders, behind)))
     }
 
     /// Gives the events their positions. `objects` are the UUIDs behind `object_id`.
@@ -204,43 +210,15 @@ impl Outbox {
         if objects.is_empty() {
             return Ok(Staged::default());
         }
-        let rows = match &self.db {
-            Db::Sqlite(sqlite) => {
-                static SELECT: MultiRow = MultiRow::new(
-                    "SELECT e.position, e.payload FROM event e JOIN outbox_writer w ON w.writer = e.position >> 40
-                     WHERE e.position > w.mark AND e.object IN (",
-                    "?",
-                    ")",
-                );
-                let mut found = Vec::new();
-                for (statement, chunk) in SELECT.chunks(objects) {
-                    let mut query = sqlx::query(statement);
-                    for object in chunk {
-                        query = query.bind(object.as_slice());
-                    }
-                    for row in query.fetch_all(&sqlite.read).await? {
-                        found.push((row.try_get::<i64, _>(0)?, row.try_get::<Vec<u8>, _>(1)?));
-                    }
-                }
-                found
-            }
-            Db::Postgres(pool) => {
-                let objects: Vec<&[u8]> = objects.iter().map(<[u8; 16]>::as_slice).collect();
-                sqlx::query_as(
-                    "SELECT e.position, e.payload FROM event e JOIN outbox_writer w ON w.writer = e.position >> 40
-                     WHERE e.position > w.mark AND e.object = ANY($1)",
-                )
-                .bind(objects)
-                .fetch_all(pool)
-                .await?
-            }
-        };
+        let rows = self.ledger.unmarked(objects).await?;
         let mut staged = decode_rows(rows)?;
         staged.rows.retain(|row| row.position >> WRITER_SHIFT != self.writer);
         staged.rows.sort_by_key(|row| (row.object, row.seq));
         Ok(staged)
     }
+}
 
+impl Outbox {
     /// The events of one object behind `after_seq`, oldest first.
     ///
     /// # Errors
@@ -249,7 +227,7 @@ impl Outbox {
         let sql = "SELECT payload FROM event WHERE object = $1 AND seq > $2 ORDER BY seq LIMIT $3";
         let after = i64::try_from(after_seq).unwrap_or(i64::MAX);
         let limit = i64::from(limit);
-        let payloads: Vec<(Vec<u8>,)> = match &self.db {
+        let payloads: Vec<(Vec<u8>,)> = match &self.ledger {
             Db::Sqlite(sqlite) => {
                 let query = sqlx::query_as(sql).bind(object.as_slice()).bind(after).bind(limit);
                 query.fetch_all(&sqlite.read).await?
@@ -270,6 +248,12 @@ impl Staged {
     /// not. A chain of these goes with one change in one round trip; see [`Self::bind`].
     pub const INSERT_IF_CHANGED: &str = "INSERT INTO event (position, object, seq, id, created_at, payload)
         SELECT ?, ?, ?, ?, ?, ? WHERE changes() > 0 RETURNING object;";
+
+    /// The events.
+    #[must_use]
+    pub fn events(&self) -> &[Stored] {
+        &self.rows
+    }
 
     /// How many events these are.
     #[must_use]
@@ -348,6 +332,9 @@ impl Staged {
 
     /// The waves in which these may be published: within one, no object has two events.
     pub(crate) fn waves(self) -> Vec<Vec<Stored>> {
+        if errand_core::mutated!(PublishInOneWave) {
+            return vec![self.rows];
+        }
         let mut waves: Vec<Vec<Stored>> = Vec::new();
         let mut depth: HashMap<[u8; 16], usize> = HashMap::with_capacity(self.rows.len());
         for row in self.rows {
@@ -358,22 +345,6 @@ impl Staged {
             waves[*at].push(row);
         }
         waves
-    }
-}
-
-async fn register(db: &Db) -> Result<i64, StoreError> {
-    let now = now_ms();
-    match db {
-        Db::Sqlite(sqlite) => {
-            let sql = "INSERT INTO outbox_writer (writer, mark, seen_at)
-                       SELECT n, n << 40, ?1 FROM (SELECT COALESCE(MAX(writer), 0) + 1 AS n FROM outbox_writer)
-                       RETURNING writer";
-            Ok(sqlx::query_scalar(sql).bind(now).fetch_one(&sqlite.write).await?)
-        }
-        Db::Postgres(pool) => {
-            let sql = "INSERT INTO outbox_writer (mark, seen_at) VALUES (0, $1) RETURNING writer";
-            Ok(sqlx::query_scalar(sql).bind(now).fetch_one(pool).await?)
-        }
     }
 }
 

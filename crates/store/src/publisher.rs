@@ -7,14 +7,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use errand_bus::Bus;
-use sqlx::Row;
+use errand_core::mutated;
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::db::{Db, StoreError};
-use crate::outbox::{Order, Staged, Stored, WRITER_SHIFT, decode_rows, first_position, now_ms};
-use crate::recovery::{self, Turn};
+use crate::ledger::{Checkpoint, EventStream, Ledger, Left, Place};
+use crate::outbox::{Order, Staged, Stored, WRITER_SHIFT, decode_rows, first_position};
 
 /// Events that go to the broker at once.
 const WAVE: usize = 1024;
@@ -29,12 +29,12 @@ const PAGE: i64 = 512;
 
 /// The task that publishes; run it until shutdown.
 #[derive(Debug)]
-pub struct Publisher {
-    db: Db,
-    bus: Bus,
+pub struct Publisher<L = Db, S = Bus> {
+    ledger: L,
+    stream: S,
     /// What is published over, and was compared over: it ends with its broker, so that nothing which waits in it can
     /// reach the next one before that was compared.
-    link: Bus,
+    link: S,
     writer: i64,
     orders: mpsc::Receiver<Order>,
     behind: Arc<AtomicBool>,
@@ -45,11 +45,17 @@ pub struct Publisher {
     flushed: i64,
 }
 
-impl Publisher {
-    pub(crate) fn new(db: Db, bus: Bus, writer: i64, orders: mpsc::Receiver<Order>, behind: Arc<AtomicBool>) -> Self {
+impl<L: Ledger, S: EventStream> Publisher<L, S> {
+    pub(crate) fn new(
+        ledger: L,
+        stream: S,
+        writer: i64,
+        orders: mpsc::Receiver<Order>,
+        behind: Arc<AtomicBool>,
+    ) -> Self {
         let published = first_position(writer) - 1;
-        let link = bus.clone();
-        Self { db, bus, link, writer, orders, behind, published, acked: HashMap::new(), flushed: published }
+        let link = stream.clone();
+        Self { ledger, stream, link, writer, orders, behind, published, acked: HashMap::new(), flushed: published }
     }
 
     /// Publishes until shutdown, and then what still waits, as long as the broker takes it.
@@ -130,6 +136,9 @@ impl Publisher {
     /// Publishes all of these, or gives back what the stream did not take, in order.
     async fn publish(&mut self, batch: Staged) -> Result<(), Staged> {
         let newest = batch.rows.iter().map(|row| row.position).filter(|at| at >> WRITER_SHIFT == self.writer).max();
+        if mutated!(MarkBeforePublish) {
+            self.published = self.published.max(newest.unwrap_or(0));
+        }
         let mut waves = batch.waves().into_iter();
         while let Some(wave) = waves.next() {
             let rows: Vec<&Stored> = wave.iter().collect();
@@ -149,21 +158,17 @@ impl Publisher {
         let mut sent = Vec::with_capacity(wave.len());
         let mut failed = Vec::new();
         for row in wave {
-            let route = &row.route;
-            let (object, action) = route.r#type.split_once('.').unwrap_or((&route.r#type, "unknown"));
-            let subject = self.link.subjects().event(&route.tenant, object, action, &route.object_id);
-            let id = row.id.to_string();
-            match self.link.publish_stream(subject, &id, route.traceparent.as_deref(), row.payload.clone()).await {
-                Ok(ack) => sent.push((*row, id, ack)),
+            match self.link.publish(row).await {
+                Ok(ack) => sent.push((*row, ack)),
                 Err(_) => failed.push(*row),
             }
         }
-        for (row, id, ack) in sent {
+        for (row, ack) in sent {
             match ack.await {
-                Ok(ack) => {
+                Ok(sequence) => {
                     let newest = self.acked.entry(row.position >> WRITER_SHIFT).or_default();
-                    if ack.sequence > newest.0 {
-                        *newest = (ack.sequence, id);
+                    if sequence > newest.0 {
+                        *newest = (sequence, row.id.to_string());
                     }
                 }
                 Err(error) => {
@@ -180,7 +185,7 @@ impl Publisher {
     async fn beat(&mut self) -> bool {
         let worked = async {
             self.flush().await;
-            let before = now_ms() - GONE_MS;
+            let before = self.ledger.now_ms() - GONE_MS;
             let behind = self.behind.swap(false, Ordering::AcqRel);
             if behind || self.left(before).await?.iter().any(|one| one.writer != self.writer) {
                 self.publish_again(before).await?;
@@ -199,40 +204,18 @@ impl Publisher {
 
     /// Publishes everything since a time, of all writers: in the order in which objects changed.
     async fn publish_since(&mut self, since: i64) -> Result<(), RecoverError> {
-        let sql = "SELECT position, payload, created_at, seq FROM event
-                   WHERE created_at >= $1 AND (created_at, seq, position) > ($1, $2, $3)
-                   ORDER BY created_at, seq, position LIMIT $4";
-        let mut place = (since, -1i64, -1i64);
+        let mut place: Place = (since, -1, -1);
         loop {
-            let rows: Vec<(i64, Vec<u8>, i64, i64)> = match &self.db {
-                Db::Sqlite(sqlite) => {
-                    let query = sqlx::query_as(sql).bind(place.0).bind(place.1).bind(place.2).bind(PAGE);
-                    query.fetch_all(&sqlite.write).await?
-                }
-                Db::Postgres(pool) => {
-                    let query = sqlx::query_as(sql).bind(place.0).bind(place.1).bind(place.2).bind(PAGE);
-                    query.fetch_all(pool).await?
-                }
-            };
-            let Some((position, _, created_at, seq)) = rows.last() else { return Ok(()) };
-            place = (*created_at, *seq, *position);
-            let page = decode_rows(rows.into_iter().map(|(position, payload, ..)| (position, payload)).collect())?;
+            let rows = self.ledger.read_in_order(place, PAGE).await?;
+            let Some((_, last)) = rows.last() else { return Ok(()) };
+            place = *last;
+            let page = decode_rows(rows.into_iter().map(|(encoded, _)| encoded).collect())?;
             self.publish(page).await.map_err(|_| RecoverError::NotTaken)?;
         }
     }
 
     async fn read(&self, after: i64, until: i64) -> Result<Staged, StoreError> {
-        let sql =
-            "SELECT position, payload FROM event WHERE position > $1 AND position <= $2 ORDER BY position LIMIT $3";
-        let rows = match &self.db {
-            // Through the writer: a reader's snapshot may be from before the commit.
-            Db::Sqlite(sqlite) => {
-                let query = sqlx::query_as(sql).bind(after).bind(until).bind(PAGE);
-                query.fetch_all(&sqlite.write).await?
-            }
-            Db::Postgres(pool) => sqlx::query_as(sql).bind(after).bind(until).bind(PAGE).fetch_all(pool).await?,
-        };
-        decode_rows(rows)
+        decode_rows(self.ledger.read(after, until, PAGE).await?)
     }
 
     /// Writes down how far this writer is, and a checkpoint by which a gap in the stream is found.
@@ -248,68 +231,34 @@ impl Publisher {
         if self.published != self.flushed {
             self.checkpoint(self.writer, self.published).await?;
         }
-        let mark = "UPDATE outbox_writer SET mark = $1, seen_at = $2 WHERE writer = $3";
-        match &self.db {
-            Db::Sqlite(sqlite) => {
-                let query = sqlx::query(mark).bind(self.published).bind(now_ms()).bind(self.writer);
-                query.execute(&sqlite.write).await.map(drop)?;
-            }
-            Db::Postgres(pool) => {
-                let query = sqlx::query(mark).bind(self.published).bind(now_ms()).bind(self.writer);
-                query.execute(pool).await.map(drop)?;
-            }
-        }
-        Ok(())
+        self.ledger.mark(self.writer, self.published, self.ledger.now_ms()).await
     }
 
     /// Writes down where in the stream a writer's events are up to a position.
     async fn checkpoint(&self, writer: i64, position: i64) -> Result<(), StoreError> {
-        let insert = "INSERT INTO outbox_checkpoint (writer, position, stream_sequence, message_id)
-                      VALUES ($1, $2, $3, $4) ON CONFLICT (writer, position)
-                      DO UPDATE SET stream_sequence = excluded.stream_sequence, message_id = excluded.message_id";
-        let prune = "DELETE FROM outbox_checkpoint WHERE writer = $1 AND position < (
-                       SELECT MIN(position) FROM (SELECT position FROM outbox_checkpoint WHERE writer = $1
-                                                  ORDER BY position DESC LIMIT $2) AS kept)";
         let Some((sequence, id)) = self.acked.get(&writer) else { return Ok(()) };
-        let sequence = i64::try_from(*sequence).unwrap_or(i64::MAX);
-        macro_rules! write_down {
-            ($connection:expr) => {{
-                let query = sqlx::query(insert).bind(writer).bind(position).bind(sequence).bind(id);
-                query.execute($connection).await?;
-                sqlx::query(prune).bind(writer).bind(CHECKPOINTS).execute($connection).await?;
-            }};
-        }
-        match &self.db {
-            Db::Sqlite(sqlite) => write_down!(&sqlite.write),
-            Db::Postgres(pool) => write_down!(pool),
-        }
-        Ok(())
+        let checkpoint = Checkpoint { position, stream_sequence: *sequence, message_id: id.clone() };
+        self.ledger.checkpoint(writer, checkpoint, CHECKPOINTS).await
     }
 
-    /// What lies behind the marks of writers not seen since `before`; of this one, what it has not published itself.
     async fn left(&self, before: i64) -> Result<Vec<Left>, StoreError> {
-        let sql = "SELECT w.writer, MAX(e.position), MIN(e.created_at) FROM outbox_writer w JOIN event e
-                       ON e.position > CASE w.writer WHEN $1 THEN $2 ELSE w.mark END
-                      AND e.position > w.writer << 40 AND e.position < (w.writer + 1) << 40
-                   WHERE w.seen_at < $3 OR w.writer = $1 GROUP BY w.writer";
-        let (own, published) = (self.writer, self.published);
-        let left: Vec<(i64, i64, i64)> = match &self.db {
-            Db::Sqlite(sqlite) => {
-                sqlx::query_as(sql).bind(own).bind(published).bind(before).fetch_all(&sqlite.write).await?
-            }
-            Db::Postgres(pool) => sqlx::query_as(sql).bind(own).bind(published).bind(before).fetch_all(pool).await?,
-        };
-        Ok(left.into_iter().map(|(writer, newest, since)| Left { writer, newest, since }).collect())
+        let mut left = self.ledger.left(self.writer, self.published, before).await?;
+        if mutated!(ForgetTheDeadWriter) {
+            left.retain(|one| one.writer == self.writer);
+        }
+        Ok(left)
     }
 
     /// Publishes what the stream lacks and what is not marked as published, of all writers at once and in the order in
     /// which objects changed: one object's events may be of several writers, and what one writer has not marked may be
     /// older than what another has lost. Advances the marks of writers not seen since `before`.
     async fn publish_again(&mut self, before: i64) -> Result<(), RecoverError> {
-        let _turn = Turn::take(&self.db).await?;
-        let gaps = self.gaps().await?;
+        let _turn = self.ledger.turn().await?;
+        // In this order: what another writer marks meanwhile is in what was left before, and what was marked before is
+        // looked for in the stream.
         let left = self.left(i64::MAX).await?;
-        let begun = recovery::begun(&self.db).await?;
+        let gaps = self.gaps().await?;
+        let begun = self.ledger.begun().await?;
         let since = gaps.iter().map(|gap| gap.since).chain(left.iter().map(|one| one.since)).chain(begun).min();
         let Some(since) = since else { return Ok(()) };
         if !gaps.is_empty() {
@@ -317,31 +266,25 @@ impl Publisher {
             // The stream counts anew: what it said before means nothing.
             self.acked.clear();
         }
-        recovery::begin(&self.db, since).await?;
+        self.ledger.begin(since).await?;
+        // What is published again gets other places. A checkpoint of before may fit one of them by chance, and would then
+        // vouch for events that came to stand behind it.
+        for gap in &gaps {
+            self.ledger.forget_checkpoints(gap.writer, gap.from).await?;
+        }
         self.publish_since(since).await?;
         for gap in gaps {
             self.checkpoint(gap.writer, gap.mark).await?;
         }
         self.advance(left, before).await?;
-        Ok(recovery::end(&self.db).await?)
+        Ok(self.ledger.end().await?)
     }
 
     /// Writes down that what was left behind has been published.
     async fn advance(&self, left: Vec<Left>, before: i64) -> Result<(), StoreError> {
-        let advance =
-            "UPDATE outbox_writer SET mark = $1 WHERE writer = $2 AND mark < $1 AND seen_at < $3 AND writer <> $4";
-        for Left { writer, newest, .. } in left {
-            self.checkpoint(writer, newest).await?;
-            match &self.db {
-                Db::Sqlite(sqlite) => {
-                    let query = sqlx::query(advance).bind(newest).bind(writer).bind(before).bind(self.writer);
-                    query.execute(&sqlite.write).await.map(drop)?;
-                }
-                Db::Postgres(pool) => {
-                    let query = sqlx::query(advance).bind(newest).bind(writer).bind(before).bind(self.writer);
-                    query.execute(pool).await.map(drop)?;
-                }
-            }
+        for one in left {
+            self.checkpoint(one.writer, one.newest).await?;
+            self.ledger.advance(one, before, self.writer).await?;
         }
         Ok(())
     }
@@ -360,39 +303,33 @@ impl Publisher {
     }
 
     async fn try_recover(&mut self) -> Result<(), RecoverError> {
-        self.link = self.bus.connect_once().await?;
-        self.link.ensure_streams().await?;
+        self.link = self.stream.connect_once().await?;
+        if mutated!(SkipTheRecovery) {
+            return Ok(());
+        }
         self.publish_again(i64::MAX).await
     }
 
     /// By writer, from when on the stream lacks events that were marked as published.
     async fn gaps(&self) -> Result<Vec<Gap>, RecoverError> {
         let mut gaps = Vec::new();
-        for (writer, mark) in self.writers().await? {
+        for (writer, mark) in self.ledger.writers().await? {
             let mark = if writer == self.writer { self.published } else { mark };
             if mark < first_position(writer) {
                 continue;
             }
             if let Some(from) = self.lost_from(writer, mark).await?
-                && let Some(first) = self.read(from, mark).await?.rows.first()
+                && let Some(since) = self.ledger.oldest(from, mark).await?
             {
-                gaps.push(Gap { writer, mark, since: first.created_at });
+                gaps.push(Gap { writer, from, mark, since });
             }
         }
         Ok(gaps)
     }
 
-    async fn writers(&self) -> Result<Vec<(i64, i64)>, StoreError> {
-        let sql = "SELECT writer, mark FROM outbox_writer ORDER BY writer";
-        Ok(match &self.db {
-            Db::Sqlite(sqlite) => sqlx::query_as(sql).fetch_all(&sqlite.write).await?,
-            Db::Postgres(pool) => sqlx::query_as(sql).fetch_all(pool).await?,
-        })
-    }
-
     /// The position behind which the stream lacks events of this writer; none where it has all up to its mark.
     async fn lost_from(&self, writer: i64, mark: i64) -> Result<Option<i64>, RecoverError> {
-        let stream = self.link.event_stream_state().await?;
+        let stream = self.link.extent().await?;
         let mut newest = true;
         if let (true, Some((sequence, id))) = (writer == self.writer, self.acked.get(&writer)) {
             if self.stream_has(*sequence, id).await? {
@@ -400,11 +337,10 @@ impl Publisher {
             }
             newest = false;
         }
-        for (position, sequence, id) in self.checkpoints(writer).await? {
-            let sequence = u64::try_from(sequence).unwrap_or(0);
+        for Checkpoint { position, stream_sequence, message_id } in self.ledger.checkpoints(writer).await? {
             // What is older than the stream's first message has had its 30 days.
-            let expired = sequence < stream.first_sequence && sequence <= stream.last_sequence;
-            if expired || self.stream_has(sequence, &id).await? {
+            let expired = stream_sequence < stream.first && stream_sequence <= stream.last;
+            if expired || self.stream_has(stream_sequence, &message_id).await? {
                 let complete = newest && position >= mark;
                 return Ok((!complete).then_some(position));
             }
@@ -413,39 +349,16 @@ impl Publisher {
         Ok(Some(first_position(writer) - 1))
     }
 
-    async fn checkpoints(&self, writer: i64) -> Result<Vec<(i64, i64, String)>, StoreError> {
-        let sql = "SELECT position, stream_sequence, message_id FROM outbox_checkpoint
-                   WHERE writer = $1 ORDER BY position DESC";
-        let rows = match &self.db {
-            Db::Sqlite(sqlite) => sqlx::query(sql)
-                .bind(writer)
-                .fetch_all(&sqlite.write)
-                .await?
-                .iter()
-                .map(|row| Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?)))
-                .collect::<Result<_, sqlx::Error>>()?,
-            Db::Postgres(pool) => sqlx::query_as(sql).bind(writer).fetch_all(pool).await?,
-        };
-        Ok(rows)
-    }
-
     async fn stream_has(&self, sequence: u64, id: &str) -> Result<bool, RecoverError> {
-        let found = self.link.event_stream_message(sequence).await?;
-        Ok(found.is_some_and(|message| message.message_id.as_deref() == Some(id)))
+        Ok(self.link.id_at(sequence).await?.is_some_and(|found| found == id))
     }
-}
-
-/// What a writer has committed and not marked as published.
-struct Left {
-    writer: i64,
-    newest: i64,
-    /// When the oldest of it was made; milliseconds since 1970.
-    since: i64,
 }
 
 /// What the stream should have of a writer and has not.
 struct Gap {
     writer: i64,
+    /// The position behind which it lacks them.
+    from: i64,
     mark: i64,
     /// When the oldest of it was made; milliseconds since 1970.
     since: i64,
@@ -459,10 +372,4 @@ enum RecoverError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Bus(#[from] errand_bus::BusError),
-}
-
-impl From<sqlx::Error> for RecoverError {
-    fn from(error: sqlx::Error) -> Self {
-        Self::Store(error.into())
-    }
 }

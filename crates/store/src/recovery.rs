@@ -12,7 +12,11 @@ use crate::db::{Db, StoreError};
 const LOOK: Duration = Duration::from_millis(50);
 
 /// The right to publish again. Given back when dropped, and by the system where the process dies.
-pub(crate) enum Turn {
+#[derive(Debug)]
+pub struct Turn(#[expect(dead_code, reason = "held")] Held);
+
+#[derive(Debug)]
+enum Held {
     File(#[expect(dead_code, reason = "held")] File),
     Transaction(#[expect(dead_code, reason = "held")] Transaction<'static, Postgres>),
 }
@@ -34,7 +38,7 @@ impl Turn {
                 let failed = |error| StoreError::Folder(sqlite.turn.clone(), error);
                 let file = File::create(&sqlite.turn).map_err(failed)?;
                 match file.try_lock() {
-                    Ok(()) => Ok(Some(Self::File(file))),
+                    Ok(()) => Ok(Some(Self(Held::File(file)))),
                     Err(TryLockError::WouldBlock) => Ok(None),
                     Err(TryLockError::Error(error)) => Err(failed(error)),
                 }
@@ -43,7 +47,7 @@ impl Turn {
                 let mut tx = pool.begin().await?;
                 let sql = "SELECT pg_try_advisory_xact_lock(hashtextextended(current_schema() || '.event', 0))";
                 let taken: bool = sqlx::query_scalar(sql).fetch_one(&mut *tx).await?;
-                Ok(taken.then_some(Self::Transaction(tx)))
+                Ok(taken.then_some(Self(Held::Transaction(tx))))
             }
         }
     }

@@ -1,31 +1,32 @@
 //! What a change asks of others, sent at the moment of its commit: one request per receiver and batch. What gets no
 //! answer is sent again by the sweep.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
-use errand_bus::{Bus, RequestError};
+use errand_bus::RequestError;
 use errand_core::run::{Command, Effect, Lease, LostReason, Run, State, StopReason};
 use errand_core::{RunId, RunnerId, limits};
 use errand_proto::v1;
 use tokio::sync::OnceCell;
 use tokio_util::task::TaskTracker;
 
-use crate::catalog::Catalog;
 use crate::engine::Handle;
-
-/// How long one receiver may take.
-const ANSWER: Duration = Duration::from_secs(5);
+use crate::world::World;
 
 /// Sends effects. Cheap to clone.
-#[derive(Debug, Clone)]
-pub struct Effects(Arc<Inner>);
+#[derive(Debug)]
+pub struct Effects<W>(Arc<Inner<W>>);
+
+impl<W> Clone for Effects<W> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
 
 #[derive(Debug)]
-struct Inner {
-    bus: Bus,
-    catalog: Arc<Catalog>,
+struct Inner<W> {
+    world: W,
     engine: OnceCell<Handle>,
     tracker: TaskTracker,
     seen: Mutex<Seen>,
@@ -35,8 +36,8 @@ struct Inner {
 #[derive(Debug, Default)]
 struct Seen {
     epoch: String,
-    /// Runs that the pool of this epoch knows to wait.
-    waiting: HashSet<RunId>,
+    /// Runs that the pool of this epoch knows to wait, and for which attempt: a run that waits again is another matter.
+    waiting: HashSet<(RunId, u32)>,
     /// Lease tokens whose runner has taken the run.
     assigned: HashSet<u64>,
 }
@@ -46,16 +47,16 @@ struct Seen {
 struct Grouped {
     wants: Vec<v1::Want>,
     releases: Vec<v1::Release>,
-    assign: HashMap<RunnerId, Vec<(Run, Lease)>>,
+    assign: BTreeMap<RunnerId, Vec<(Run, Lease)>>,
     stop: Vec<(RunId, Lease)>,
 }
 
-impl Effects {
-    /// Over this bus.
+impl<W: World> Effects<W> {
+    /// Into this world.
     #[must_use]
-    pub fn new(bus: Bus, catalog: Arc<Catalog>) -> Self {
+    pub fn new(world: W) -> Self {
         let (engine, tracker, seen) = (OnceCell::new(), TaskTracker::new(), Mutex::default());
-        Self(Arc::new(Inner { bus, catalog, engine, tracker, seen }))
+        Self(Arc::new(Inner { world, engine, tracker, seen }))
     }
 
     /// Where refusals go. Set once, before anything is sent.
@@ -81,7 +82,7 @@ impl Effects {
     pub fn is_owed(&self, run: &Run) -> bool {
         let seen = self.seen();
         match &run.state {
-            State::Queued { .. } => !seen.waiting.contains(&run.id),
+            State::Queued { .. } => !seen.waiting.contains(&(run.id, run.attempt)),
             State::Running(active) => !seen.assigned.contains(&active.lease.token),
             State::Canceling { .. } => true,
             State::InteractionRequired { .. }
@@ -115,8 +116,17 @@ impl Effects {
         let mut seen = self.seen();
         if seen.epoch != epoch {
             epoch.clone_into(&mut seen.epoch);
-            seen.waiting.clear();
+            if !errand_core::mutated!(ForgetTheEpoch) {
+                seen.waiting.clear();
+            }
         }
+    }
+
+    /// Only these are open: what was seen of others is over.
+    pub fn keep(&self, waiting: &HashSet<(RunId, u32)>, assigned: &HashSet<u64>) {
+        let mut seen = self.seen();
+        seen.waiting.retain(|one| waiting.contains(one));
+        seen.assigned.retain(|token| assigned.contains(token));
     }
 
     fn seen(&self) -> std::sync::MutexGuard<'_, Seen> {
@@ -153,10 +163,10 @@ impl Effects {
         if wants.is_empty() {
             return;
         }
-        let ids: Vec<RunId> = wants.iter().filter_map(|want| want.run_id.parse().ok()).collect();
-        let subject = self.0.bus.subjects().pool("acquire");
+        let known = |want: &v1::Want| Some((want.run_id.parse().ok()?, want.attempt));
+        let ids: Vec<(RunId, u32)> = wants.iter().filter_map(known).collect();
         let request = v1::AcquireRequest { wants };
-        match self.0.bus.request_within::<_, v1::AcquireResponse>(subject, &request, ANSWER).await {
+        match self.0.world.acquire(request).await {
             Ok(answer) => {
                 self.pool_epoch(&answer.epoch);
                 self.seen().waiting.extend(ids);
@@ -172,32 +182,36 @@ impl Effects {
         if releases.is_empty() {
             return;
         }
-        let subject = self.0.bus.subjects().pool("release");
         let request = v1::ReleaseRequest { releases };
         // One that is lost is found by the pool's own sweep over its leases.
-        if let Err(error) = self.0.bus.request_within::<_, v1::ReleaseResponse>(subject, &request, ANSWER).await {
+        if let Err(error) = self.0.world.release(request).await {
             unanswered("release", &error);
         }
     }
 
     async fn assign(&self, runner: RunnerId, runs: Vec<(Run, Lease)>) {
         let mut assignments = Vec::with_capacity(runs.len());
+        let mut taken: HashSet<u64> = HashSet::with_capacity(runs.len());
         for (run, lease) in &runs {
-            self.seen().waiting.remove(&run.id);
-            match self.0.catalog.version(run.spec.task_id, run.spec.task_version).await {
+            self.seen().waiting.remove(&(run.id, run.attempt));
+            match self.0.world.task(run.spec.task_id, run.spec.task_version).await {
                 Ok(Some(task)) => {
-                    assignments.push(assignment(run, *lease, &task.task.definition.prompt, &task.program))
+                    taken.insert(lease.token);
+                    assignments.push(assignment(run, *lease, &task.task.definition.prompt, &task.program));
                 }
                 Ok(None) | Err(_) => {
                     tracing::warn!(run = %run.id, "its task cannot be read now; the sweep tries again")
                 }
             }
         }
-        let subject = self.0.bus.subjects().runner(runner, "assign");
         let request = v1::AssignRequest { assignments };
-        match self.0.bus.request_within::<_, v1::AssignResponse>(subject, &request, ANSWER).await {
+        match self.0.world.assign(runner, request).await {
             Ok(answer) => {
-                self.seen().assigned.extend(runs.iter().map(|(_, lease)| lease.token));
+                // What is refused is not assigned: where the refusal is not taken, the sweep assigns again.
+                for refusal in &answer.refusals {
+                    taken.remove(&refusal.lease_token);
+                }
+                self.seen().assigned.extend(taken);
                 for refusal in answer.refusals {
                     self.refused(refusal).await;
                 }
@@ -217,14 +231,13 @@ impl Effects {
     }
 
     async fn stop(&self, run_id: RunId, lease: Lease) {
-        let subject = self.0.bus.subjects().runner(lease.runner_id, "stop");
         let request = v1::StopRequest {
             run_id: run_id.to_string(),
             lease_token: lease.token,
             reason: "canceled".into(),
             grace_ms: limits::STOP_GRACE_SECONDS * 1000 / 2,
         };
-        match self.0.bus.request_within::<_, v1::StopResponse>(subject, &request, ANSWER).await {
+        match self.0.world.stop(lease.runner_id, request).await {
             Ok(answer) if answer.running => {}
             Ok(_) => {
                 let Some(engine) = self.0.engine.get() else { return };

@@ -3,23 +3,20 @@
 
 use std::collections::{HashMap, HashSet};
 use std::num::NonZeroUsize;
-use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use errand_core::run::{
     Change, Command, Effect, Ignored, LeaseToken, Outcome, Run, apply, check_change, implied, submit, touch,
 };
-use errand_core::{Error, ErrorCode, EventId, RunId, Tenant, Timestamp};
+use errand_core::{Error, ErrorCode, RunId, Tenant, Timestamp, mutated};
 use errand_proto::event::of_run;
-use errand_store::Outbox;
 use lru::LruCache;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
-use crate::catalog::{Catalog, unavailable};
+use crate::catalog::unavailable;
 use crate::effects::Effects;
-use crate::store::{Batch, Store};
+use crate::store::Batch;
+use crate::world::World;
 
 /// Commands in one commit.
 const BATCH: usize = 512;
@@ -31,13 +28,6 @@ const CACHE: NonZeroUsize = NonZeroUsize::new(50_000).expect("not zero");
 const TRIES: usize = 8;
 /// How often activity is written down.
 const TOUCH_EVERY: std::time::Duration = std::time::Duration::from_secs(2);
-
-/// Now, by this machine's clock.
-#[must_use]
-pub fn now() -> Timestamp {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Timestamp(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
-}
 
 /// What became of a command.
 #[derive(Debug, Clone)]
@@ -111,11 +101,9 @@ impl Handle {
 }
 
 /// The one writer of this dispatcher.
-pub struct Engine {
-    store: Store,
-    outbox: Outbox,
-    catalog: Arc<Catalog>,
-    effects: Effects,
+pub struct Engine<W: World> {
+    world: W,
+    effects: Effects<W>,
     cache: LruCache<RunId, Run>,
     works: mpsc::Receiver<Work>,
     activity: mpsc::Receiver<Activity>,
@@ -138,14 +126,14 @@ struct Decided {
     again: Vec<Work>,
 }
 
-impl Engine {
+impl<W: World> Engine<W> {
     /// An engine and the handle to it.
     #[must_use]
-    pub fn new(store: Store, outbox: Outbox, catalog: Arc<Catalog>, effects: Effects) -> (Self, Handle) {
+    pub fn new(world: W, effects: Effects<W>) -> (Self, Handle) {
         let (works_in, works) = mpsc::channel(QUEUE);
         let (activity_in, activity) = mpsc::channel(QUEUE);
         let cache = LruCache::new(CACHE);
-        let engine = Self { store, outbox, catalog, effects, cache, works, activity, touched: HashMap::new() };
+        let engine = Self { world, effects, cache, works, activity, touched: HashMap::new() };
         (engine, Handle { works: works_in, activity: activity_in })
     }
 
@@ -174,7 +162,7 @@ impl Engine {
 
     fn note(&mut self, activity: &Activity) {
         // A time from the future would keep a dead agent alive.
-        let at = activity.at.min(now());
+        let at = activity.at.min(self.world.now());
         if let Some(run) = self.cache.get_mut(&activity.run_id)
             && touch(run, activity.token, at)
         {
@@ -184,7 +172,7 @@ impl Engine {
 
     async fn write_activity(&mut self) {
         let touched: Vec<_> = self.touched.drain().collect();
-        if let Err(error) = self.store.touch(&touched).await {
+        if let Err(error) = self.world.touch(&touched).await {
             tracing::warn!(%error, "activity could not be written down");
         }
     }
@@ -211,7 +199,7 @@ impl Engine {
                 return Vec::new();
             }
         };
-        let now = now();
+        let now = self.world.now();
         let mut decided = Decided { fresh, ..Decided::default() };
         for mut work in works {
             if let Err(error) = self.check_output(&mut work).await {
@@ -229,10 +217,12 @@ impl Engine {
         let fresh: HashSet<RunId> =
             works.iter().map(|work| work.run_id).filter(|id| !self.cache.contains(id)).collect();
         let missing: Vec<RunId> = fresh.iter().copied().collect();
-        let found = self.store.runs(&missing).await.map_err(unavailable)?;
+        let found = self.world.runs(&missing).await.map_err(unavailable)?;
         let objects: Vec<[u8; 16]> = found.iter().map(|run| *run.id.uuid().as_bytes()).collect();
-        let earlier = self.outbox.unpublished_of_others(&objects).await.map_err(unavailable)?;
-        self.outbox.publish(earlier);
+        let earlier = self.world.outbox().unpublished_of_others(&objects).await.map_err(unavailable)?;
+        if !mutated!(OvertakeOtherWriters) {
+            self.world.outbox().publish(earlier);
+        }
         for run in found {
             self.cache.put(run.id, run);
         }
@@ -243,7 +233,7 @@ impl Engine {
     async fn check_output(&mut self, work: &mut Work) -> Result<(), Error> {
         let What::Apply { command: Command::Finish { output, .. }, .. } = &mut work.what else { return Ok(()) };
         let Some(run) = self.cache.get(&work.run_id) else { return Ok(()) };
-        let task = self.catalog.version(run.spec.task_id, run.spec.task_version).await?;
+        let task = self.world.task(run.spec.task_id, run.spec.task_version).await?;
         output.misfit = match task {
             Some(task) => task.misfit_of_output(&output.json),
             None => Some("the task's version is gone".into()),
@@ -261,7 +251,7 @@ impl Engine {
         let result = match (&work.what, &current) {
             (What::Submit { run, validity }, None) => {
                 let change = submit((**run).clone(), validity.clone(), now);
-                Ok(decided.take(change, None))
+                Ok(decided.take(change, None, &self.world))
             }
             (What::Submit { run, .. }, Some(existing)) if existing.tenant == run.tenant => {
                 Ok(Done { run: existing.clone(), ignored: Some(Ignored::Repeated) })
@@ -273,12 +263,16 @@ impl Engine {
             (What::Apply { tenant: Some(tenant), .. }, Some(run)) if run.tenant != *tenant => {
                 Err(not_found(work.run_id))
             }
-            (What::Apply { command, .. }, Some(run)) => decided.apply(run, command, now),
+            (What::Apply { command, .. }, Some(run)) => decided.apply(run, command, now, &self.world),
         };
         // A change is checked against the version in the store by its commit; that nothing changes is not. Another
         // dispatcher may have moved the run since it was cached: read it, and decide again.
         let changes = matches!(&result, Ok(Done { ignored: None, .. }));
-        if !changes && !decided.fresh.contains(&work.run_id) && !decided.runs.contains_key(&work.run_id) {
+        if !changes
+            && !mutated!(TrustTheCache)
+            && !decided.fresh.contains(&work.run_id)
+            && !decided.runs.contains_key(&work.run_id)
+        {
             self.cache.pop(&work.run_id);
             decided.doubtful.insert(work.run_id);
             decided.again.push(work);
@@ -288,8 +282,8 @@ impl Engine {
     }
 
     async fn commit(&mut self, decided: Decided) -> Vec<Work> {
-        let Decided { mut runs, order, events, effects, settled, mut again, .. } = decided;
-        let events = match self.outbox.stage(events) {
+        let Decided { mut runs, order, events, mut effects, mut settled, mut again, .. } = decided;
+        let events = match self.world.outbox().stage(events) {
             Ok(events) => events,
             Err(error) => {
                 refuse(settled.into_iter().map(|(work, _)| work).collect(), &unavailable(error));
@@ -302,6 +296,17 @@ impl Engine {
                 Some((run, 0)) => batch.new.push(run),
                 Some((run, version)) => batch.changed.push((run, version)),
                 None => {}
+            }
+        }
+        if mutated!(PublishBeforeCommit) {
+            self.world.outbox().publish(batch.events.clone());
+        }
+        if mutated!(EffectsBeforeCommit) {
+            self.effects.send(std::mem::take(&mut effects).into_iter());
+        }
+        if mutated!(AnswerBeforeCommit) {
+            for (work, result) in std::mem::take(&mut settled) {
+                let _asker_gone = work.reply.send(result);
             }
         }
         let conflicts = match self.commit_batch(&mut batch).await {
@@ -318,10 +323,10 @@ impl Engine {
                 self.cache.put(run.id, run);
             }
         }
-        self.outbox.publish(batch.events);
+        self.world.outbox().publish(batch.events);
         self.effects.send(effects.into_iter().filter(|(id, ..)| !conflicts.contains(id)));
         let (conflicted, done): (Vec<_>, Vec<_>) =
-            settled.into_iter().partition(|(work, _)| conflicts.contains(&work.run_id));
+            settled.into_iter().partition(|(work, _)| conflicts.contains(&work.run_id) && !mutated!(DropOnConflict));
         for (work, result) in done {
             let _asker_gone = work.reply.send(result);
         }
@@ -334,14 +339,16 @@ impl Engine {
             return Ok(HashSet::new());
         }
         let events = batch.events.clone();
-        match self.store.commit(batch).await {
+        match self.world.commit(batch).await {
             Ok(conflicts) => Ok(conflicts),
             Err(error) => {
                 // Whether it was committed is unknown: forget what we knew, and let the publisher look.
                 for run in batch.new.iter().chain(batch.changed.iter().map(|(run, _)| run)) {
                     self.cache.pop(&run.id);
                 }
-                self.outbox.uncertain(events);
+                if !mutated!(ForgetTheUncertain) {
+                    self.world.outbox().uncertain(events);
+                }
                 Err(unavailable(error))
             }
         }
@@ -349,20 +356,31 @@ impl Engine {
 }
 
 impl Decided {
-    fn apply(&mut self, run: &Run, command: &Command, now: Timestamp) -> Result<Done, Error> {
-        let before = implied(run, command).and_then(|first| self.apply(run, &first, now).ok()).map(|done| done.run);
+    fn apply(&mut self, run: &Run, command: &Command, now: Timestamp, world: &impl World) -> Result<Done, Error> {
+        let before =
+            implied(run, command).and_then(|first| self.apply(run, &first, now, world).ok()).map(|done| done.run);
         let run = before.as_ref().unwrap_or(run);
         match apply(run, command.clone(), now) {
-            Outcome::Changed(change) => Ok(self.take(*change, Some(run))),
+            Outcome::Changed(change) => Ok(self.take(*change, Some(run), world)),
             Outcome::Ignored(reason) => Ok(Done { run: run.clone(), ignored: Some(reason) }),
             Outcome::Rejected(error) => Err(error),
         }
     }
 
-    fn take(&mut self, change: Change, before: Option<&Run>) -> Done {
+    /// What this batch itself has overtaken is not asked for: an agent would begin under a lease that is gone.
+    fn take_back(&mut self, before: Option<&Run>, next: &Run) {
+        let Some(lease) = before.and_then(Run::lease).filter(|lease| next.lease() != Some(*lease)) else { return };
+        if self.runs.contains_key(&next.id) {
+            let own = self.effects.iter_mut().filter(|(id, ..)| *id == next.id);
+            own.for_each(|(.., effects)| effects.retain(|effect| *effect != Effect::Assign(lease)));
+        }
+    }
+
+    fn take(&mut self, change: Change, before: Option<&Run>, world: &impl World) -> Done {
         let Change { next, effects } = change;
         debug_assert_eq!(before.map_or(Ok(()), |before| check_change(before, &next)), Ok(()));
-        self.events.push(of_run(EventId::from_uuid(Uuid::now_v7()), &next));
+        self.take_back(before, &next);
+        self.events.push(of_run(world.event_id(), &next));
         self.effects.push((next.id, next.clone(), effects));
         let version = before.map_or(0, |run| run.seq);
         match self.runs.get_mut(&next.id) {

@@ -14,6 +14,7 @@ use crate::engine::Engine;
 use crate::references::References;
 use crate::store::Store;
 use crate::tasks::Tasks;
+use crate::world::Live;
 use crate::{sweep, transport};
 
 /// Runs a dispatcher until shutdown.
@@ -27,8 +28,9 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let (outbox, publisher) = Outbox::open(store.db().clone(), bus.clone()).await?;
     let (task_outbox, task_publisher) = Outbox::open(store.db().clone(), bus.clone()).await?;
     let catalog = Arc::new(Catalog::new(store.clone()));
-    let effects = Effects::new(bus.clone(), Arc::clone(&catalog));
-    let (engine, handle) = Engine::new(store.clone(), outbox.clone(), Arc::clone(&catalog), effects.clone());
+    let world = Live { bus: bus.clone(), store: store.clone(), outbox: outbox.clone(), catalog: Arc::clone(&catalog) };
+    let effects = Effects::new(world.clone());
+    let (engine, handle) = Engine::new(world.clone(), effects.clone());
     effects.attach(handle.clone());
     let tasks = Tasks::new(store.clone(), task_outbox, Arc::clone(&catalog));
     let shared = Arc::new(transport::Dispatcher {
@@ -40,6 +42,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         tasks,
         engine: handle,
         effects: effects.clone(),
+        world: world.clone(),
     });
     // The engine and the publishers stop behind those who give them work.
     let draining = CancellationToken::new();
@@ -51,7 +54,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     }
     running.spawn("submissions", transport::take_submissions(Arc::clone(&shared), shutdown.clone()));
     running.spawn("activity", transport::listen(Arc::clone(&shared), shutdown.clone()));
-    running.spawn("sweep", sweep::run(store.clone(), effects, shutdown.clone()));
+    running.spawn("sweep", sweep::run(world, effects, shutdown.clone()));
     if let Some(listen) = config.kit.health_listen {
         running.spawn("health", health::serve(listen, bus.clone(), shutdown.clone()));
     }

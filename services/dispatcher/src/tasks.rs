@@ -8,8 +8,8 @@ use tokio::sync::Mutex;
 use uuid::Uuid;
 
 use crate::catalog::{Catalog, Compiled, unavailable};
-use crate::engine::now;
 use crate::store::{Current, Store};
+use crate::world::now;
 
 /// How often a change is tried again after another one came first.
 const TRIES: usize = 5;

@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use errand_bus::{Bus, BusError, ConsumerConfig, Delivery, Service, StreamKind, Verdict};
-use errand_core::run::{Command, Ignored, LostReason, Output, Run, RunStatus, State, armed, check_answer};
+use errand_core::run::{Command, Run, State};
 use errand_core::task::{Definition, Task};
 use errand_core::{AgentId, Error, ErrorCode, RunId, TaskId, Tenant, Timestamp, limits};
 use errand_proto::event::TaskRef;
-use errand_proto::{id, lease, named, optional_id, v1};
+use errand_proto::{id, named, optional_id, v1};
 use errand_store::Outbox;
+use errand_store::paging::{Page, Paging, within_a_message};
 use futures::future::join_all;
 use futures::{Stream, StreamExt};
 use prost::Message;
@@ -18,12 +19,13 @@ use tokio_util::sync::CancellationToken;
 use crate::catalog::{Catalog, unavailable};
 use crate::effects::Effects;
 use crate::engine::{Done, Handle};
+use crate::internal::{self, armed_run, found, verdict};
 use crate::references::References;
 use crate::run_filter::{RunFilter, ids};
 use crate::store::Store;
 use crate::submissions::{Prepared, new_run_id, prepare, run_id_of_message};
 use crate::tasks::Tasks;
-use errand_store::paging::{Page, Paging, within_a_message};
+use crate::world::Live;
 
 /// Requests of one method that are handled at once.
 const IN_FLIGHT: usize = 2048;
@@ -48,7 +50,9 @@ pub struct Dispatcher {
     /// The one writer.
     pub engine: Handle,
     /// Who was told what.
-    pub effects: Effects,
+    pub effects: Effects<Live>,
+    /// What is around the engine.
+    pub world: Live,
 }
 
 type Shared = Arc<Dispatcher>;
@@ -137,11 +141,7 @@ async fn take_submission(shared: &Dispatcher, delivery: Delivery) -> Verdict {
         Ok(Prepared { run, validity }) => shared.engine.submit(run, validity).await,
         Err(error) => Err(error),
     };
-    match submitted {
-        Ok(_) => Verdict::Ack,
-        Err(error) if error.code.kind == "api" => Verdict::RetryAfter(Duration::from_secs(1)),
-        Err(error) => Verdict::DeadLetter(error.to_string()),
-    }
+    verdict(&submitted)
 }
 
 /// Takes note of the agents' signs of life, and of a pool that has restarted, until shutdown.
@@ -178,11 +178,6 @@ async fn note_hello(shared: &Dispatcher, mut hello: impl Stream<Item = errand_bu
 
 fn tenant(text: &str) -> Result<Tenant, Error> {
     id("tenant", text)
-}
-
-fn found(run: Option<Run>, tenant: &Tenant, run_id: RunId) -> Result<Run, Error> {
-    run.filter(|run| run.tenant == *tenant)
-        .ok_or_else(|| ErrorCode::TASK_RUN_NOT_FOUND.with(format!("there is no task run {run_id}")))
 }
 
 async fn read_run(shared: &Dispatcher, tenant: &Tenant, run_id: RunId) -> Result<Run, Error> {
@@ -261,31 +256,10 @@ async fn cancel_run(shared: &Dispatcher, request: v1::CancelRunRequest) -> Resul
     shared.engine.apply(run_id, Some(tenant), Command::Cancel).await.map(|done| answered(&done))
 }
 
-/// The answer goes to the runner first and is never stored: once the runner has it, the run moves on (ADR 0005).
 async fn interact(shared: &Dispatcher, request: v1::InteractRequest) -> Result<v1::RunResponse, Error> {
     let (tenant, run_id) = (tenant(&request.tenant)?, id("run_id", &request.run_id)?);
-    let run = read_run(shared, &tenant, run_id).await?;
-    let not_pending = || ErrorCode::INTERACTION_NOT_PENDING.with(format!("the run is {}", run.status().as_str()));
-    let State::InteractionRequired { active, interaction, .. } = &run.state else { return Err(not_pending()) };
-    let answer = serde_json::from_slice(&request.input)
-        .map_err(|_| ErrorCode::INPUT_INVALID.with("input is not JSON").at("input"))?;
-    check_answer(&interaction.question, &answer)?;
-    let subject = shared.bus.subjects().runner(active.lease.runner_id, "input");
-    let input = v1::InputRequest {
-        run_id: request.run_id,
-        lease_token: active.lease.token,
-        interaction_id: interaction.question.id.clone(),
-        input: request.input,
-    };
-    let taken: v1::InputResponse = shared.bus.request(subject, &input).await.map_err(|error| {
-        tracing::warn!(%error, run = %run_id, "the runner did not take an answer");
-        ErrorCode::API_UNAVAILABLE.with("the runner does not answer; try again")
-    })?;
-    if !taken.taken {
-        return Err(not_pending());
-    }
-    let command = Command::Answered { interaction_id: interaction.question.id.clone() };
-    shared.engine.apply(run_id, Some(tenant), command).await.map(|done| answered(&done))
+    let done = internal::interact(&shared.world, &shared.engine, tenant, run_id, request.input).await;
+    done.map(|done| answered(&done))
 }
 
 async fn review_run(shared: &Dispatcher, request: v1::ReviewRequest) -> Result<v1::RunResponse, Error> {
@@ -340,11 +314,6 @@ async fn check_store(shared: &Dispatcher, _: v1::CheckStoreRequest) -> Result<v1
         kind: db.kind().to_owned(),
         commit_us: took.as_micros().try_into().unwrap_or(u32::MAX),
     })
-}
-
-fn armed_run(run: &Run) -> v1::ArmedRun {
-    let deadlines = armed(run).deadlines().iter().map(Into::into).collect();
-    v1::ArmedRun { run_id: run.id.to_string(), version: run.seq, deadlines }
 }
 
 async fn list_deadlines(
@@ -405,109 +374,26 @@ async fn delete_task(shared: &Dispatcher, request: v1::DeleteTaskRequest) -> Res
 }
 
 async fn grant(shared: &Dispatcher, request: v1::GrantRequest) -> Result<v1::GrantResponse, Error> {
-    shared.effects.pool_epoch(&request.epoch);
-    let each = request.grants.into_iter().map(|grant| async move {
-        let (run_id, lease) = (id("run_id", &grant.run_id)?, lease(grant.lease.as_ref())?);
-        let command = Command::Grant { lease, attempt: grant.attempt };
-        let accepted = match shared.engine.apply(run_id, None, command).await {
-            Ok(done) => done.ignored.is_none_or(|reason| reason == Ignored::Repeated),
-            Err(error) if error.code == ErrorCode::TASK_RUN_NOT_FOUND => false,
-            // The pool asks again: what became of the grant is not known here.
-            Err(error) => return Err(error),
-        };
-        Ok(v1::GrantAnswer { run_id: grant.run_id, accepted })
-    });
-    Ok(v1::GrantResponse { answers: join_all(each).await.into_iter().collect::<Result<_, Error>>()? })
+    internal::grant(&shared.engine, &shared.effects, request).await
 }
 
 async fn lost(shared: &Dispatcher, request: v1::LostRequest) -> Result<v1::LostResponse, Error> {
-    let each = request.losses.into_iter().map(|loss| async move {
-        let (run_id, lease) = (id("run_id", &loss.run_id)?, lease(loss.lease.as_ref())?);
-        let reason = named("reason", loss.reason, |reason: v1::LostReason| match reason {
-            v1::LostReason::Unspecified => None,
-            v1::LostReason::RunnerLost => Some(LostReason::RunnerLost),
-            v1::LostReason::SessionFailed => Some(LostReason::SessionFailed),
-            v1::LostReason::SessionEnded => Some(LostReason::SessionEnded),
-        })?;
-        known(
-            shared
-                .engine
-                .apply(run_id, None, Command::Lost { token: lease.token, reason, message: loss.message })
-                .await,
-        )
-    });
-    join_all(each).await.into_iter().collect::<Result<Vec<_>, Error>>()?;
-    Ok(v1::LostResponse {})
-}
-
-/// A run that is not there cannot be moved, and asking again would not help.
-fn known(done: Result<Done, Error>) -> Result<Option<Done>, Error> {
-    match done {
-        Ok(done) => Ok(Some(done)),
-        Err(error) if error.code == ErrorCode::TASK_RUN_NOT_FOUND => Ok(None),
-        Err(error) => Err(error),
-    }
+    internal::lost(&shared.engine, request).await
 }
 
 async fn report(shared: &Dispatcher, request: v1::ReportRequest) -> Result<v1::ReportResponse, Error> {
-    let each = request.reports.into_iter().map(|report| async move {
-        let run_id: RunId = id("run_id", &report.run_id)?;
-        let done = known(shared.engine.apply(run_id, None, command_of(report)?).await)?;
-        let accepted = done.is_some_and(|done| done.ignored.is_none_or(|reason| reason == Ignored::Repeated));
-        Ok(v1::ReportAnswer { run_id: run_id.to_string(), accepted })
-    });
-    Ok(v1::ReportResponse { answers: join_all(each).await.into_iter().collect::<Result<_, Error>>()? })
-}
-
-fn command_of(report: v1::Report) -> Result<Command, Error> {
-    use v1::report::What;
-    let token = report.lease_token;
-    let what = report.what.ok_or_else(|| ErrorCode::INPUT_MISSING.with("what is missing").at("what"))?;
-    Ok(match what {
-        What::Interaction(interaction) => Command::Ask { token, question: interaction.into() },
-        What::Finished(finished) if finished.output.len() > limits::MAX_VALUE_BYTES => {
-            let message = format!("output is larger than {} bytes", limits::MAX_VALUE_BYTES);
-            Command::Fail { token, errors: vec![ErrorCode::OUTPUT_INVALID.with(message).at("output")] }
-        }
-        What::Finished(finished) => {
-            let json = if finished.output.is_empty() { "null".into() } else { finished.output };
-            Command::Finish { token, output: Output { json, misfit: None } }
-        }
-        What::Failed(failed) => Command::Fail { token, errors: failed.errors.into_iter().map(Error::from).collect() },
-        What::Stopped(v1::Stopped {}) => Command::Stopped { token },
-    })
+    internal::report(&shared.engine, request).await
 }
 
 async fn expire(shared: &Dispatcher, request: v1::ExpireRequest) -> Result<v1::ExpireResponse, Error> {
-    let each = request.expiries.into_iter().map(|expiry| async move {
-        let run_id: RunId = id("run_id", &expiry.run_id)?;
-        let kind = named("kind", expiry.kind, |kind: v1::DeadlineKind| kind.try_into().ok())?;
-        let last_activity = Timestamp(expiry.last_activity_ms);
-        let command = Command::Expire { kind, version: expiry.version, last_activity };
-        let done = known(shared.engine.apply(run_id, None, command).await)?;
-        let left = done.filter(|done| done.ignored.is_some()).map(|done| armed_run(&done.run));
-        Ok(left.unwrap_or_else(|| v1::ArmedRun { run_id: run_id.to_string(), ..v1::ArmedRun::default() }))
-    });
-    let armed = join_all(each).await.into_iter().collect::<Result<Vec<_>, Error>>()?;
-    Ok(v1::ExpireResponse { armed: armed.into_iter().filter(|run| run.version > 0).collect() })
+    internal::expire(&shared.engine, request).await
 }
 
 async fn check_leases(shared: &Dispatcher, request: v1::CheckLeasesRequest) -> Result<v1::CheckLeasesResponse, Error> {
-    let mut asked = Vec::with_capacity(request.checks.len());
-    for check in request.checks {
-        asked.push((id::<RunId>("run_id", &check.run_id)?, lease(check.lease.as_ref())?));
-    }
+    let asked = internal::leases_of(request)?;
     let ids: Vec<RunId> = asked.iter().map(|(run_id, _)| *run_id).collect();
     let runs = shared.store.runs(&ids).await.map_err(unavailable)?;
-    let holds = |run_id: RunId, token: u64| {
-        runs.iter().any(|run| {
-            // A queued run may be about to take this very lease.
-            run.id == run_id
-                && (run.status() == RunStatus::Queued || run.lease().is_some_and(|lease| lease.token == token))
-        })
-    };
-    let released = asked.iter().filter(|(run_id, lease)| !holds(*run_id, lease.token));
-    Ok(v1::CheckLeasesResponse { released_tokens: released.map(|(_, lease)| lease.token).collect() })
+    Ok(internal::released(&asked, &runs))
 }
 
 /// For the vault, which hands a credential to this one only: read from the store, since another dispatcher may have

@@ -1,6 +1,7 @@
 //! The one task that owns the picture. Natural batching: while a commit is under way what arrives waits, and the next
 //! batch takes all of it: decide, commit in one transaction, then do and answer.
 
+use std::future::Future;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
@@ -9,7 +10,7 @@ use errand_core::run::{Lease, LeaseToken};
 use errand_core::session::Session;
 use errand_core::{Error, ErrorCode, EventId, RunId, RunnerId, SessionId, Tenant, Timestamp};
 use errand_proto::event;
-use errand_store::{Outbox, Staged};
+use errand_store::{Db, Ledger, Outbox, Staged};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -103,12 +104,61 @@ pub trait Effects: Send + 'static {
     fn reachable(&self) -> bool;
 }
 
+/// Where the engine keeps what it decides, and what time it is.
+pub trait Keep: Send + 'static {
+    /// Where the outbox keeps its events.
+    type Ledger: Ledger;
+
+    /// What time it is.
+    fn now(&self) -> Timestamp;
+    /// For ids of sessions and events.
+    fn uuid(&self) -> Uuid;
+    /// Where events go.
+    fn outbox(&self) -> &Outbox<Self::Ledger>;
+    /// As [`Store::commit`].
+    fn commit(
+        &mut self,
+        decisions: &Decisions,
+        token: LeaseToken,
+        events: &Staged,
+    ) -> impl Future<Output = Result<(), CommitError>> + Send;
+}
+
+/// The store that this pool owns.
+#[derive(Debug)]
+pub struct Kept {
+    /// The store.
+    pub store: Store,
+    /// The right to write to it.
+    pub owner: Ownership,
+    /// Its events.
+    pub outbox: Outbox,
+}
+
+impl Keep for Kept {
+    type Ledger = Db;
+
+    fn now(&self) -> Timestamp {
+        now()
+    }
+
+    fn uuid(&self) -> Uuid {
+        Uuid::now_v7()
+    }
+
+    fn outbox(&self) -> &Outbox {
+        &self.outbox
+    }
+
+    async fn commit(&mut self, decisions: &Decisions, token: LeaseToken, events: &Staged) -> Result<(), CommitError> {
+        self.store.commit(&mut self.owner, decisions, token, events).await
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
-pub struct Engine<E> {
-    store: Store,
-    owner: Ownership,
-    outbox: Outbox,
+pub struct Engine<K, E> {
+    kept: K,
     pool: Pool,
     inputs: mpsc::Receiver<Input>,
     effects: E,
@@ -136,17 +186,10 @@ fn answer<T: Send + 'static>(reply: Reply<T>, value: T) -> Option<Answer> {
     Some(Box::new(move || drop(reply.send(value))))
 }
 
-impl<E: Effects> Engine<E> {
+impl<K: Keep, E: Effects> Engine<K, E> {
     /// An engine for the pool that owns the store.
-    pub fn new(
-        store: Store,
-        owner: Ownership,
-        outbox: Outbox,
-        pool: Pool,
-        inputs: mpsc::Receiver<Input>,
-        effects: E,
-    ) -> Self {
-        Self { store, owner, outbox, pool, inputs, effects }
+    pub const fn new(kept: K, pool: Pool, inputs: mpsc::Receiver<Input>, effects: E) -> Self {
+        Self { kept, pool, inputs, effects }
     }
 
     /// Decides, commits and does, until `draining`; then what waits is done, and no more.
@@ -167,13 +210,13 @@ impl<E: Effects> Engine<E> {
             while stop && let Ok(input) = self.inputs.try_recv() {
                 inputs.push(input);
             }
-            let now = now();
+            let now = self.kept.now();
             let answers: Vec<Answer> = inputs.drain(..).filter_map(|input| self.handle(input, now)).collect();
             if Instant::now() >= next_tick {
                 self.pool.tick(now, self.effects.reachable());
                 next_tick = Instant::now() + TICK;
             }
-            self.pool.settle(now, &mut || SessionId::from_uuid(Uuid::now_v7()));
+            self.pool.settle(now, &mut || SessionId::from_uuid(self.kept.uuid()));
             let decisions = self.pool.take();
             self.commit(&decisions).await?;
             self.perform(decisions);
@@ -224,7 +267,7 @@ impl<E: Effects> Engine<E> {
                 None
             }
             Input::LossesTold(tokens) => {
-                pool.losses_told(&tokens);
+                pool.losses_told(&tokens, now);
                 None
             }
             Input::NotHeld(leases) => {
@@ -249,12 +292,12 @@ impl<E: Effects> Engine<E> {
             return Ok(());
         }
         let events = decisions.changes.iter().map(|change| {
-            let id = EventId::from_uuid(Uuid::now_v7());
+            let id = EventId::from_uuid(self.kept.uuid());
             event::of_session(id, &change.session)
         });
-        let staged = self.outbox.stage(events).context("an event cannot be encoded")?;
+        let staged = self.kept.outbox().stage(events).context("an event cannot be encoded")?;
         self.commit_staged(decisions, &staged).await?;
-        self.outbox.publish(staged);
+        self.kept.outbox().publish(staged);
         Ok(())
     }
 
@@ -262,8 +305,9 @@ impl<E: Effects> Engine<E> {
     async fn commit_staged(&mut self, decisions: &Decisions, staged: &Staged) -> anyhow::Result<()> {
         let mut pause = COMMIT_AGAIN;
         loop {
-            match self.store.commit(&mut self.owner, decisions, self.pool.token(), staged).await {
+            match self.kept.commit(decisions, self.pool.token(), staged).await {
                 Ok(()) => return Ok(()),
+                Err(CommitError::TakenOver) if errand_core::mutated!(IgnoreTheOwner) => return Ok(()),
                 Err(CommitError::Store(error)) if error.is_transient() => {
                     tracing::warn!(%error, "a batch was not committed; trying again");
                     tokio::time::sleep(pause).await;

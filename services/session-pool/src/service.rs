@@ -10,10 +10,11 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::config::Config;
-use crate::engine::{self, Engine};
+use crate::engine::{self, Engine, Kept};
 use crate::pool::Pool;
 use crate::store::{Ownership, Store};
-use crate::transport::{self, Outgoing};
+use crate::transport::internal::Desk;
+use crate::transport::{self, Live, Outgoing};
 
 /// How often a pool that stands by looks whether it is needed.
 const STAND_BY: Duration = Duration::from_millis(500);
@@ -34,14 +35,14 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let pool = Pool::restore(policy, stored, engine::now());
     let epoch = owner.epoch.to_string();
     let (handle, inputs) = engine::channel();
-    let outgoing = Outgoing::new(bus.clone(), handle.clone(), epoch.clone(), config.start_timeout());
-    let engine = Engine::new(store.clone(), owner, outbox, pool, inputs, outgoing);
+    let outgoing =
+        Outgoing::new(Live { bus: bus.clone(), start_timeout: config.start_timeout() }, handle.clone(), epoch.clone());
+    let kept = Kept { store: store.clone(), owner, outbox };
+    let engine = Engine::new(kept, pool, inputs, outgoing);
     let shared = Arc::new(transport::SessionPool {
         bus: bus.clone(),
         store: store.clone(),
-        engine: handle,
-        epoch,
-        heartbeat_seconds: config.heartbeat_seconds,
+        desk: Desk { engine: handle, epoch, heartbeat_seconds: config.heartbeat_seconds },
     });
     // The engine and the publisher stop behind those who give them work.
     let (draining, drained) = (CancellationToken::new(), CancellationToken::new());

@@ -2,10 +2,11 @@
 //! only: a snapshot from the dispatcher, then events and signs of life. A watcher that was down fires late, never not;
 //! of two that fire the second is ignored by the dispatcher.
 
+pub mod asks;
 mod config;
 mod service;
 pub mod timers;
-mod transport;
+pub mod transport;
 pub mod watch;
 
 pub use config::Config;

@@ -1,25 +1,21 @@
 //! Owns the tasks: what is told of runs comes in, what has passed goes out.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context;
 use errand_bus::{Bus, BusError, Delivery};
 use errand_kit::{Tasks, health};
 use futures::{Stream, StreamExt};
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::asks::{fire, load};
 use crate::config::Config;
-use crate::transport;
+use crate::transport::{self, Desk};
 use crate::watch::{Watch, now};
 
 /// Between two snapshots at least, whatever calls for them.
 const SNAPSHOT_GAP: Duration = Duration::from_secs(2);
-
-/// How long to wait before the dispatcher is asked for a page again, at first and at most.
-const PAGE_AGAIN: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
 /// Runs a watcher until shutdown.
 ///
@@ -39,7 +35,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     tasks.spawn("activity", listen(activity, Arc::clone(&watch), shutdown.clone()));
     let every = Duration::from_secs(config.snapshot_seconds);
     tasks.spawn("snapshots", snapshots(bus.clone(), Arc::clone(&watch), every, shutdown.clone()));
-    tasks.spawn("expiries", fire(bus, watch, config.asks_in_flight, shutdown));
+    let asks = Desk { bus, watch: Arc::clone(&watch) };
+    tasks.spawn("expiries", fire(asks, watch, config.asks_in_flight, shutdown));
     tasks.join().await
 }
 
@@ -74,10 +71,11 @@ async fn listen(
 
 /// Loads the snapshot at start, and again whenever something may have been missed.
 async fn snapshots(bus: Bus, watch: Arc<Watch>, every: Duration, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let asks = Desk { bus: bus.clone(), watch: Arc::clone(&watch) };
     let mut connections = bus.connections();
     connections.mark_unchanged();
     tokio::select! {
-        () = load(&bus, &watch) => {}
+        () = load(&asks, &watch) => {}
         () = shutdown.cancelled() => return Ok(()),
     }
     tracing::info!(armed = watch.status().armed, "the snapshot is loaded");
@@ -90,7 +88,7 @@ async fn snapshots(bus: Bus, watch: Arc<Watch>, every: Duration, shutdown: Cance
             () = shutdown.cancelled() => break,
         };
         let again = async {
-            load(&bus, &watch).await;
+            load(&asks, &watch).await;
             tracing::info!(armed = watch.status().armed, because, "the snapshot is loaded again");
             tokio::time::sleep(SNAPSHOT_GAP).await;
         };
@@ -101,61 +99,4 @@ async fn snapshots(bus: Bus, watch: Arc<Watch>, every: Duration, shutdown: Cance
     }
     service.stop(Duration::from_secs(1)).await;
     Ok(())
-}
-
-/// All pages, however long it takes. It arms and never disarms: what the snapshot does not hold is newer than the
-/// snapshot, or final, which the dispatcher says when it is asked.
-async fn load(bus: &Bus, watch: &Watch) {
-    let (mut after, mut pause) = (String::new(), PAGE_AGAIN.0);
-    loop {
-        match transport::list_deadlines(bus, watch, after.clone()).await {
-            Ok((runs, next)) => {
-                watch.arm(&runs);
-                pause = PAGE_AGAIN.0;
-                match next {
-                    Some(next) => after = next,
-                    None => break,
-                }
-            }
-            Err(error) => {
-                if pause >= PAGE_AGAIN.1 {
-                    tracing::warn!(%error, "no snapshot yet; the dispatcher is asked again");
-                }
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(PAGE_AGAIN.1);
-            }
-        }
-    }
-    watch.note_snapshot(now());
-}
-
-/// Asks the dispatcher about all that has passed. While requests are under way more comes to be due, and goes
-/// together.
-async fn fire(bus: Bus, watch: Arc<Watch>, in_flight: u16, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let permits = Arc::new(Semaphore::new(usize::from(in_flight)));
-    let mut asks = JoinSet::new();
-    loop {
-        tokio::select! {
-            () = watch.wait() => {}
-            () = shutdown.cancelled() => return Ok(()),
-        }
-        // An ask that died would keep its expiries for ever.
-        while let Some(ended) = asks.try_join_next() {
-            ended?;
-        }
-        let mut permit = Some(Arc::clone(&permits).acquire_owned().await?);
-        for expiries in watch.due(now()) {
-            let permit = match permit.take() {
-                Some(permit) => permit,
-                None => Arc::clone(&permits).acquire_owned().await?,
-            };
-            let (bus, watch) = (bus.clone(), Arc::clone(&watch));
-            asks.spawn(async move {
-                let sent = Instant::now();
-                let answer = transport::expire(&bus, &watch, &expiries).await;
-                watch.settle(&expiries, answer, sent, now());
-                drop(permit);
-            });
-        }
-    }
 }

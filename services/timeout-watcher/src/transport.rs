@@ -12,6 +12,7 @@ use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
 use prost::Message;
 
+use crate::asks::Asks;
 use crate::timers::{ArmedRun, Expiry};
 use crate::watch::{Answer, Watch};
 
@@ -24,7 +25,11 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 /// A page may be read from a store that is busy.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(20);
 
-fn armed_run(run_id: &str, version: u64, deadlines: &[v1::Deadline]) -> Result<ArmedRun, Error> {
+/// What is armed of a run, from the wire.
+///
+/// # Errors
+/// Where it cannot be read.
+pub fn armed_run(run_id: &str, version: u64, deadlines: &[v1::Deadline]) -> Result<ArmedRun, Error> {
     let deadlines = deadlines.iter().map(Deadline::try_from).collect::<Result<_, _>>()?;
     Ok(ArmedRun { run_id: id("run_id", run_id)?, version, deadlines })
 }
@@ -64,7 +69,10 @@ pub(crate) fn take_event(watch: &Watch, delivery: Delivery) {
 }
 
 /// What a run's event arms; none where the event is another object's.
-fn armed_by_event(payload: Bytes) -> Result<Option<ArmedRun>, String> {
+///
+/// # Errors
+/// Where it cannot be read.
+pub fn armed_by_event(payload: Bytes) -> Result<Option<ArmedRun>, String> {
     let event = v1::Event::decode(payload).map_err(|error| error.to_string())?;
     match event.data {
         Some(v1::event::Data::Run(run)) => {
@@ -76,7 +84,7 @@ fn armed_by_event(payload: Bytes) -> Result<Option<ArmedRun>, String> {
 }
 
 /// A page of the dispatcher's snapshot, and where the next one begins.
-pub(crate) async fn list_deadlines(
+async fn list_deadlines(
     bus: &Bus,
     watch: &Watch,
     after_run_id: String,
@@ -88,15 +96,20 @@ pub(crate) async fn list_deadlines(
     Ok((armed_runs(watch, &page.runs), next))
 }
 
-/// Asks the dispatcher to act on what has passed.
-pub(crate) async fn expire(bus: &Bus, watch: &Watch, expiries: &[Expiry]) -> Answer {
-    let wire = |expiry: &Expiry| v1::Expiry {
+/// What has passed, on the wire.
+#[must_use]
+pub fn wire_expiry(expiry: &Expiry) -> v1::Expiry {
+    v1::Expiry {
         run_id: expiry.run_id.to_string(),
         kind: v1::DeadlineKind::from(expiry.kind).into(),
         version: expiry.version,
         last_activity_ms: expiry.last_activity.unwrap_or_default().0,
-    };
-    let request = v1::ExpireRequest { expiries: expiries.iter().map(wire).collect() };
+    }
+}
+
+/// Asks the dispatcher to act on what has passed.
+async fn expire(bus: &Bus, watch: &Watch, expiries: &[Expiry]) -> Answer {
+    let request = v1::ExpireRequest { expiries: expiries.iter().map(wire_expiry).collect() };
     let subject = bus.subjects().run("expire");
     let answer: Result<v1::ExpireResponse, _> = bus.request_within(subject, &request, ASK_TIMEOUT).await;
     match answer {
@@ -109,6 +122,25 @@ pub(crate) async fn expire(bus: &Bus, watch: &Watch, expiries: &[Expiry]) -> Ans
             tracing::warn!(%error, expiries = expiries.len(), "the dispatcher failed on expiries; it is asked again");
             Answer::Failed
         }
+    }
+}
+
+/// The dispatcher over the bus.
+#[derive(Debug, Clone)]
+pub(crate) struct Desk {
+    pub(crate) bus: Bus,
+    pub(crate) watch: Arc<Watch>,
+}
+
+impl Asks for Desk {
+    type Error = RequestError;
+
+    async fn page(&self, after: String) -> Result<(Vec<ArmedRun>, Option<String>), RequestError> {
+        list_deadlines(&self.bus, &self.watch, after).await
+    }
+
+    async fn expire(&self, expiries: &[Expiry]) -> Answer {
+        expire(&self.bus, &self.watch, expiries).await
     }
 }
 

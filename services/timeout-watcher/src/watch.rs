@@ -1,11 +1,12 @@
 //! What the tasks of the watcher share: the timers, what to do next, and what is told of it.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use errand_core::{RunId, Timestamp};
 use hdrhistogram::Histogram;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::timers::{ArmedRun, Expiry, Timers};
 
@@ -87,18 +88,29 @@ struct Inner {
 
 /// The state of a watcher. Every method is short: the lock is never held across an await.
 #[derive(Debug)]
-pub struct Watch {
+pub struct Watch<C = fn() -> Timestamp> {
     inner: Mutex<Inner>,
+    clock: C,
     sooner: Notify,
     stale: Notify,
 }
 
 impl Watch {
-    /// Nothing armed.
+    /// Nothing armed, by this machine's clock.
     ///
     /// # Errors
     /// None in fact: the histogram's bounds are constants.
     pub fn new() -> anyhow::Result<Self> {
+        Self::with_clock(now)
+    }
+}
+
+impl<C: Fn() -> Timestamp> Watch<C> {
+    /// Nothing armed.
+    ///
+    /// # Errors
+    /// None in fact: the histogram's bounds are constants.
+    pub fn with_clock(clock: C) -> anyhow::Result<Self> {
         let inner = Inner {
             timers: Timers::default(),
             counts: Counts::default(),
@@ -106,7 +118,12 @@ impl Watch {
             pause_until: Instant::now(),
             pause: Duration::ZERO,
         };
-        Ok(Self { inner: Mutex::new(inner), sooner: Notify::new(), stale: Notify::new() })
+        Ok(Self { inner: Mutex::new(inner), clock, sooner: Notify::new(), stale: Notify::new() })
+    }
+
+    /// What time it is.
+    pub fn now(&self) -> Timestamp {
+        (self.clock)()
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -160,13 +177,14 @@ impl Watch {
         let sleep = {
             let inner = self.lock();
             let until_due =
-                inner.timers.next().map_or(LONGEST_SLEEP, |at| Duration::from_millis(at.millis_since(now())));
+                inner.timers.next().map_or(LONGEST_SLEEP, |at| Duration::from_millis(at.millis_since(self.now())));
             until_due.max(inner.pause_until.saturating_duration_since(Instant::now())).min(LONGEST_SLEEP)
         };
         if sleep.is_zero() {
             return;
         }
         tokio::select! {
+            biased;
             () = tokio::time::sleep(sleep) => {}
             () = self.sooner.notified() => {}
         }

@@ -6,6 +6,7 @@ use super::interaction::{Interaction, Question};
 use super::state::{Active, Lease, LeaseToken, Run, RunStatus, State};
 use crate::error::{Error, ErrorCode};
 use crate::limits;
+use crate::mutated;
 use crate::task::RetryOn;
 use crate::time::Timestamp;
 
@@ -59,7 +60,7 @@ struct Draft {
 impl Draft {
     fn of(run: &Run, now: Timestamp) -> Self {
         let mut next = run.clone();
-        next.seq += 1;
+        next.seq += if mutated!(SkipASeq) && next.seq == 2 { 2 } else { 1 };
         // Clocks differ between dispatchers; a run's own times never run backwards.
         next.updated_at = now.max(run.updated_at);
         Self { next, now: next_time(run, now) }
@@ -95,12 +96,18 @@ fn changed(change: Change) -> Outcome {
 
 /// Whether a report under this token moves the run (invariant 5).
 fn fence(active: &Active, token: LeaseToken) -> Result<(), Outcome> {
-    if active.lease.token == token { Ok(()) } else { Err(Outcome::Ignored(Ignored::StaleLease)) }
+    if active.lease.token == token || mutated!(ForgetTheFence) {
+        Ok(())
+    } else {
+        Err(Outcome::Ignored(Ignored::StaleLease))
+    }
 }
 
 fn grant(run: &Run, lease: Lease, attempt: u32, now: Timestamp) -> Outcome {
     match &run.state {
-        State::Queued { .. } if attempt != run.attempt => Outcome::Ignored(Ignored::MovedOn),
+        State::Queued { .. } if attempt != run.attempt && !mutated!(GrantOfAnyAttempt) => {
+            Outcome::Ignored(Ignored::MovedOn)
+        }
         State::Queued { .. } => {
             let mut draft = Draft::of(run, now);
             draft.next.session_id = Some(lease.session_id);
@@ -286,7 +293,8 @@ fn lost(run: &Run, token: LeaseToken, reason: LostReason, message: String, now: 
         return changed(draft.to(State::Canceled, vec![release]));
     }
     let settings = &run.spec.settings;
-    let allowed = settings.retry_on.contains(&RetryOn::SessionLost) && run.attempt < settings.max_attempts;
+    let allowed = settings.retry_on.contains(&RetryOn::SessionLost)
+        && run.attempt < settings.max_attempts + u32::from(mutated!(OneAttemptTooMany));
     // What a person answered belongs to the lost session; asking the same again unasked would surprise them.
     if waits_for_user || !allowed {
         return changed(draft.fail(vec![ErrorCode::SESSION_LOST.with(message)], vec![release]));
@@ -297,6 +305,9 @@ fn lost(run: &Run, token: LeaseToken, reason: LostReason, message: String, now: 
 }
 
 fn cancel(run: &Run, now: Timestamp) -> Outcome {
+    if mutated!(CancelTheFinal) && run.status().is_final() {
+        return changed(Draft::of(run, now).to(State::Canceled, Vec::new()));
+    }
     match &run.state {
         State::Queued { .. } => {
             let mut draft = Draft::of(run, now);
@@ -355,7 +366,9 @@ fn expire(run: &Run, kind: DeadlineKind, version: u64, last_activity: Timestamp,
     seen.last_activity = run.last_activity.max(last_activity.min(now));
     match armed(&seen).deadlines().iter().find(|deadline| deadline.kind == kind) {
         None => return Outcome::Ignored(Ignored::MovedOn),
-        Some(deadline) if deadline.at > now => return Outcome::Ignored(Ignored::NotYet),
+        Some(deadline) if deadline.at > now && !mutated!(BelieveTheWatcher) => {
+            return Outcome::Ignored(Ignored::NotYet);
+        }
         Some(_) => {}
     }
     expired(run, kind, now)

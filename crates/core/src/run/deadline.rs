@@ -2,6 +2,7 @@ use serde::{Deserialize, Serialize};
 
 use super::state::{Run, State};
 use crate::limits::STOP_GRACE_SECONDS;
+use crate::mutated;
 use crate::time::Timestamp;
 
 /// What can run out.
@@ -74,6 +75,7 @@ pub fn armed(run: &Run) -> Armed {
             }
             Armed::Deadlines(deadlines)
         }
+        State::InteractionRequired { .. } if mutated!(WaitForEver) => Armed::Deadlines(Vec::new()),
         State::InteractionRequired { interaction, .. } => one(DeadlineKind::Interaction, interaction.expires_at),
         State::ReviewRequired { since } => match settings.review_seconds {
             Some(seconds) => one(DeadlineKind::Review, since.plus_seconds(seconds)),

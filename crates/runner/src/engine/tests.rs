@@ -367,3 +367,13 @@ async fn closing_drops_and_ends_everything() {
     let log = bench.log.lock().unwrap();
     assert!(log.dropped == [5] && log.ended_sessions.len() == 3);
 }
+
+/// Found by the simulator, seed 630: the session was made, and nobody ever ended it.
+#[tokio::test(start_paused = true)]
+async fn a_start_that_arrives_behind_its_tear_down_starts_nothing() {
+    let bench = bench(Fake::default(), 1);
+    let id = session();
+    bench.engine.tear_down(id).await;
+    assert!(bench.start(id).await.is_err());
+    assert_eq!(bench.engine.sessions(), []);
+}

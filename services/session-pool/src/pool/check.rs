@@ -89,7 +89,8 @@ impl Pool {
         hold(named == by_name, || format!("{by_name} wants name a session, {named} are listed"))?;
         let counted: usize = self.agents.values().map(|agent| agent.waiting).sum();
         hold(counted == self.waiting.len(), || format!("{} wait, {counted} are counted", self.waiting.len()))?;
-        hold(self.waiting.len() <= self.policy.max_waiting, || "too many wait".into())
+        let let_in = self.waiting.values().filter(|waiting| !waiting.again).count();
+        hold(let_in <= self.policy.max_waiting, || "too many wait".into())
     }
 
     fn check_rooms(&self) -> Result<(), String> {

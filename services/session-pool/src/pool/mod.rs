@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use errand_core::run::LeaseToken;
 use errand_core::session::{Session, State};
-use errand_core::{AgentId, RunId, RunnerId, SessionId, Tenant, Timestamp};
+use errand_core::{AgentId, RunId, RunnerId, SessionId, Tenant, Timestamp, mutated};
 
 pub use decisions::{Change, Decisions, Grant, Loss, Start, StoredTerms};
 pub use runners::{AgentView, Beat, Registration, RunnerView};
@@ -34,6 +34,8 @@ use want::{Rank, Waiting};
 const SWEEP_MS: u64 = 5_000;
 /// Leases younger than this are not checked: their grants may be under way.
 const CHECKED_FROM_MS: u64 = 10_000;
+/// How long after it was sent a grant may still arrive at the dispatcher: it is sent a few times, and may wait there.
+const LATE_GRANT_MS: i64 = 60_000;
 /// A pause between ticks beyond which the pool itself was away, and nobody else is to blame for silence.
 const STALL_MS: u64 = 2_000;
 
@@ -87,6 +89,17 @@ enum Timer {
     Penalty(RunnerId),
 }
 
+/// A loss that is being told.
+#[derive(Debug)]
+struct Telling {
+    loss: Loss,
+    /// When, the last time.
+    told_at: Timestamp,
+    /// Told again until then, answered or not: the grant of a lease that nobody has accepted may arrive behind its loss,
+    /// and the run would take what is gone.
+    until: Timestamp,
+}
+
 /// What the store holds of the pool.
 #[derive(Debug, Clone, Default)]
 pub struct Stored {
@@ -114,8 +127,7 @@ pub struct Pool {
     /// Those who wait for one session.
     named: HashMap<SessionId, BTreeSet<Rank>>,
     gone: Gone,
-    /// Unanswered, and when they were told last.
-    losses: BTreeMap<LeaseToken, (Loss, Timestamp)>,
+    losses: BTreeMap<LeaseToken, Telling>,
     drains: BTreeSet<RunnerId>,
     timers: BTreeSet<(Timestamp, Timer)>,
     token: LeaseToken,
@@ -157,7 +169,9 @@ impl Pool {
             pool.restore_session(session, terms, now);
         }
         for loss in stored.losses {
-            pool.losses.insert(loss.lease.token, (loss.clone(), now));
+            // Nobody knows whether its lease was ever accepted.
+            let telling = Telling { loss: loss.clone(), told_at: now, until: now.plus_millis(LATE_GRANT_MS) };
+            pool.losses.insert(loss.lease.token, telling);
             pool.out.losses.push(loss);
         }
         pool
@@ -244,6 +258,9 @@ impl Pool {
     }
 
     fn lose_silent_runners(&mut self, now: Timestamp) {
+        if mutated!(TrustSilentRunners) {
+            return;
+        }
         let lost_ms = self.policy.lost_ms;
         let silent = |runner: &&Runner| now.millis_since(runner.last_seen) >= lost_ms;
         let lost: Vec<RunnerId> = self.runners.iter().filter(|(_, runner)| silent(runner)).map(|(id, _)| *id).collect();
@@ -258,15 +275,18 @@ impl Pool {
         for slot in self.slots.values_mut() {
             let Some((run_id, lease)) = slot.lease() else { continue };
             let Some(terms) = slot.terms.as_mut() else { continue };
-            if !terms.accepted && now.millis_since(terms.told_at) >= SWEEP_MS {
+            if !terms.accepted && !mutated!(TellAGrantOnce) && now.millis_since(terms.told_at) >= SWEEP_MS {
                 terms.told_at = now;
                 self.out.grants.push(Grant { run_id, lease, attempt: terms.attempt });
-            } else if terms.accepted && now.millis_since(terms.granted_at) >= CHECKED_FROM_MS {
+            } else if terms.accepted
+                && !mutated!(SkipLeaseChecks)
+                && now.millis_since(terms.granted_at) >= CHECKED_FROM_MS
+            {
                 self.out.checks.push((run_id, lease));
             }
         }
-        for (loss, told_at) in self.losses.values_mut() {
-            if now.millis_since(*told_at) >= SWEEP_MS {
+        for Telling { loss, told_at, .. } in self.losses.values_mut() {
+            if now.millis_since(*told_at) >= SWEEP_MS && !mutated!(TellALossOnce) {
                 *told_at = now;
                 self.out.losses.push(loss.clone());
             }

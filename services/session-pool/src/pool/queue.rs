@@ -225,11 +225,11 @@ impl Pool {
         self.reorder(agent, tenant);
     }
 
-    /// A new want, into its line.
-    pub(super) fn admit(&mut self, want: Want) {
+    /// A want, into its line; `again` where it was there before.
+    pub(super) fn admit(&mut self, want: Want, again: bool) {
         self.agent_mut(&want.agent_id).waiting += 1;
         let run_id = want.run_id;
-        let waiting = Waiting { want, place: Place::Line, failures: 0, avoid: None, overtaken: 0 };
+        let waiting = Waiting { want, place: Place::Line, failures: 0, avoid: None, overtaken: 0, again };
         self.waiting.insert(run_id, waiting);
         self.stand(run_id);
     }

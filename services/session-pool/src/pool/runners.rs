@@ -1,11 +1,11 @@
 //! What is connected: registration, heartbeats, drain, and the loss of a runner.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use errand_core::run::LostReason;
 use errand_core::session::State;
-use errand_core::{AgentId, Error, ErrorCode, RunnerId, SessionId, Tenant, Timestamp};
+use errand_core::{AgentId, Error, ErrorCode, RunnerId, SessionId, Tenant, Timestamp, mutated};
 
 use super::{Pool, Timer};
 
@@ -146,13 +146,13 @@ impl Runner {
 /// Ids of the last sessions that runners have torn down.
 #[derive(Debug, Default)]
 pub(super) struct Gone {
-    ids: HashSet<SessionId>,
+    ids: HashMap<SessionId, Timestamp>,
     order: VecDeque<SessionId>,
 }
 
 impl Gone {
-    pub(super) fn insert(&mut self, id: SessionId) {
-        if self.ids.insert(id) {
+    pub(super) fn insert(&mut self, id: SessionId, now: Timestamp) {
+        if self.ids.insert(id, now).is_none() {
             self.order.push_back(id);
             if self.order.len() > GONE
                 && let Some(oldest) = self.order.pop_front()
@@ -160,6 +160,13 @@ impl Gone {
                 self.ids.remove(&oldest);
             }
         }
+    }
+}
+
+impl Gone {
+    /// Whether a message that was written before it was gone may list it still.
+    fn is_fresh(&self, id: SessionId, now: Timestamp) -> bool {
+        self.ids.get(&id).is_some_and(|gone_at| now.millis_since(*gone_at) <= FRESH_MS)
     }
 }
 
@@ -294,11 +301,14 @@ impl Pool {
                 Some(slot) => {
                     (slot.listed, slot.missed) = (message, 0);
                     let ending = matches!(slot.session.state, State::Completing);
-                    if ending && now.millis_since(slot.session.updated_at) > FRESH_MS {
+                    if ending
+                        && !mutated!(ReleaseWithoutTearDown)
+                        && now.millis_since(slot.session.updated_at) > FRESH_MS
+                    {
                         end_sessions.push(*session_id);
                     }
                 }
-                None if self.gone.ids.contains(session_id) => {}
+                None if self.gone.is_fresh(*session_id, now) => {}
                 None => {
                     ghosts.insert(*session_id);
                     end_sessions.push(*session_id);

@@ -2,7 +2,7 @@
 
 use errand_core::run::{Lease, LeaseToken};
 use errand_core::session::Command;
-use errand_core::{Error, ErrorCode, RunId, SessionId, Timestamp};
+use errand_core::{Error, ErrorCode, RunId, SessionId, Timestamp, mutated};
 
 use super::Pool;
 use super::want::{Place, Want};
@@ -43,7 +43,7 @@ impl Pool {
         if let Some(id) = want.session_id {
             self.check_named(id, &want)?;
         }
-        self.admit(want);
+        self.admit(want, false);
         Ok(())
     }
 
@@ -87,10 +87,19 @@ impl Pool {
         let named = self.named.contains_key(&lease.session_id);
         let drains = self.runners.get(&slot.session.runner_id).is_none_or(|runner| runner.draining);
         let keep = named || slot.terms.as_ref().is_some_and(|terms| terms.keep);
-        self.give_back(lease.session_id, lease.token, keep && !release.discard && !drains, true, now);
+        self.give_back(
+            lease.session_id,
+            lease.token,
+            keep && (!release.discard || mutated!(IgnoreDiscard)) && !drains,
+            true,
+            now,
+        );
     }
 
     fn give_back(&mut self, id: SessionId, token: LeaseToken, keep: bool, touched: bool, now: Timestamp) {
+        if mutated!(KeepTheLease) {
+            return;
+        }
         if touched && let Some(slot) = self.slots.get_mut(&id) {
             slot.pristine = false;
         }
@@ -122,10 +131,11 @@ impl Pool {
         self.release(Release { run_id, lease: Some(lease), discard: true }, now);
     }
 
-    /// The dispatcher knows of these losses.
-    pub fn losses_told(&mut self, tokens: &[LeaseToken]) {
+    /// The dispatcher knows of these losses. One whose lease may yet be accepted is told again for a while.
+    pub fn losses_told(&mut self, tokens: &[LeaseToken], now: Timestamp) {
         for token in tokens {
-            if self.losses.remove(token).is_some() {
+            let is_over = self.losses.get(token).is_some_and(|telling| telling.until <= now);
+            if is_over && self.losses.remove(token).is_some() {
                 self.out.told_losses.push(*token);
             }
         }

@@ -1,7 +1,7 @@
 //! The matching. After it, no run waits that may have a session while there is one that fits, or room for one.
 
 use errand_core::session::{Session, State};
-use errand_core::{AgentId, RunId, RunnerId, SessionId, Tenant, Timestamp};
+use errand_core::{AgentId, RunId, RunnerId, SessionId, Tenant, Timestamp, mutated};
 
 use super::Pool;
 use super::want::{Fit, Rank};
@@ -79,6 +79,12 @@ impl Pool {
             }
         }
         let class = &agent.classes[class];
+        if mutated!(ReuseAcrossTenants)
+            && let Some((_, id)) = class.idle.first()
+        {
+            self.lease(*id, run_id, now);
+            return true;
+        }
         if let Some((_, id)) = class.warm.first() {
             self.lease(*id, run_id, now);
         } else if let Some(runner) = first_but(class.free.iter().map(|(_, id)| *id), waiting.avoid) {

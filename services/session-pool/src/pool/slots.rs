@@ -2,10 +2,10 @@
 
 use errand_core::run::{Lease, LeaseToken, LostReason};
 use errand_core::session::{Command, Outcome, Session, State, apply, check};
-use errand_core::{Error, ErrorCode, RunId, RunnerId, SessionId, Tenant, Timestamp};
+use errand_core::{Error, ErrorCode, RunId, RunnerId, SessionId, Tenant, Timestamp, mutated};
 
 use super::want::{Fit, Place, Want};
-use super::{Change, Grant, Loss, Pool, Start, StoredTerms, Timer};
+use super::{Change, Grant, LATE_GRANT_MS, Loss, Pool, Start, StoredTerms, Telling, Timer};
 
 /// A torn-down session that gets no answer is tried again after this, and then less often.
 const TEAR_DOWN_AGAIN_MS: i64 = 1_000;
@@ -64,6 +64,11 @@ impl Slot {
     /// Whether a run may still get it.
     pub(super) const fn may_serve(&self) -> bool {
         matches!(self.session.state, State::Queued | State::Running { .. } | State::Idle { .. })
+    }
+
+    /// Whether the run has said that it took the lease.
+    fn is_accepted(&self) -> bool {
+        self.terms.as_ref().is_some_and(|terms| terms.accepted)
     }
 
     /// What the run wanted, where nobody knows whether it has accepted.
@@ -252,7 +257,7 @@ impl Pool {
     pub(super) fn lease(&mut self, id: SessionId, run_id: RunId, now: Timestamp) {
         let Some(waiting) = self.forget(run_id) else { return };
         let want = waiting.want;
-        self.token += 1;
+        self.token += u64::from(!(mutated!(RepeatToken) && self.token % 3 == 2));
         let command = Command::Lease {
             run_id,
             token: self.token,
@@ -275,6 +280,11 @@ impl Pool {
         debug_assert!(leased, "only what is idle or just made is leased");
         self.take_turn(&agent, &tenant);
         self.out.grants.extend(self.slots.get(&id).and_then(Slot::grant));
+        if mutated!(DoubleGrant)
+            && let (Some(grant), Some(other)) = (self.slots.get(&id).and_then(Slot::grant), self.waiting.keys().min())
+        {
+            self.out.grants.push(Grant { run_id: *other, ..grant });
+        }
     }
 
     /// Tells the dispatcher once more.
@@ -300,7 +310,9 @@ impl Pool {
             self.stand(run_id);
         }
         self.drop_named(id);
-        self.out.tear_downs.push((runner_id, id));
+        if !mutated!(ReleaseWithoutTearDown) {
+            self.out.tear_downs.push((runner_id, id));
+        }
         true
     }
 
@@ -315,11 +327,11 @@ impl Pool {
     pub(super) fn fail(&mut self, id: SessionId, message: &str, reason: LostReason, now: Timestamp) {
         let Some(slot) = self.slots.get_mut(&id) else { return };
         let loss = slot.lease().map(|(run_id, lease)| Loss { run_id, lease, reason, message: message.to_owned() });
-        let want = slot.unaccepted();
+        let (accepted, want) = (slot.is_accepted(), slot.unaccepted());
         if !self.change(id, Command::Fail { reason: message.to_owned() }, None, now) {
             return;
         }
-        self.lose(loss);
+        self.lose(loss, accepted, now);
         self.admit_again(want);
     }
 
@@ -327,14 +339,16 @@ impl Pool {
     /// waits here.
     pub(super) fn admit_again(&mut self, want: Option<Box<Want>>) {
         if let Some(want) = want.filter(|want| !self.waiting.contains_key(&want.run_id)) {
-            self.admit(*want);
+            self.admit(*want, true);
         }
     }
 
     /// A run has lost its session: told until answered.
-    pub(super) fn lose(&mut self, loss: Option<Loss>) {
+    pub(super) fn lose(&mut self, loss: Option<Loss>, accepted: bool, now: Timestamp) {
         let Some(loss) = loss else { return };
-        self.losses.insert(loss.lease.token, (loss.clone(), self.ticked));
+        let until = if accepted { now } else { now.plus_millis(LATE_GRANT_MS) };
+        let telling = Telling { loss: loss.clone(), told_at: self.ticked, until };
+        self.losses.insert(loss.lease.token, telling);
         self.out.new_losses.push(loss.clone());
         self.out.losses.push(loss);
     }
@@ -398,7 +412,7 @@ impl Pool {
     pub fn torn_down(&mut self, runner_id: RunnerId, id: SessionId, done: bool, now: Timestamp) {
         if done {
             // A message that it sent before may list the session still.
-            self.gone.insert(id);
+            self.gone.insert(id, now);
             if let Some(runner) = self.runners.get_mut(&runner_id)
                 && runner.ghosts.remove(&id)
             {
@@ -434,9 +448,9 @@ impl Pool {
         let slot = own.ok_or_else(missing)?;
         let (reason, message) = (LostReason::SessionEnded, "a user has ended the session");
         let loss = slot.lease().map(|(run_id, lease)| Loss { run_id, lease, reason, message: message.to_owned() });
-        let want = slot.unaccepted();
+        let (accepted, want) = (slot.is_accepted(), slot.unaccepted());
         if self.end(id, message, now) {
-            self.lose(loss);
+            self.lose(loss, accepted, now);
             self.admit_again(want);
         }
         self.slots.get(&id).map(|slot| slot.session.clone()).ok_or_else(missing)

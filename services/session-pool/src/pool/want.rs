@@ -83,4 +83,7 @@ pub(super) struct Waiting {
     pub(super) avoid: Option<RunnerId>,
     /// How often a later want of its tenant took an idle session that it could not use itself.
     pub(super) overtaken: u8,
+    /// It waits again because its lease was gone before it was accepted. Such come on top of those that may wait: they
+    /// were let in before, and are never more than there were leases.
+    pub(super) again: bool,
 }

@@ -4,27 +4,22 @@ use std::time::Duration;
 
 use errand_bus::{Bus, BusError, Service};
 use errand_core::session::{Session, SessionStatus};
-use errand_core::{AgentId, Error, ErrorCode, SessionId, Tenant, Timestamp, limits};
-use errand_proto::{id, lease, named, optional_id, page, v1};
+use errand_core::{AgentId, Error, ErrorCode, SessionId, Tenant};
+use errand_proto::{id, named, optional_id, page, v1};
 use errand_store::StoreError;
 use tokio_util::sync::CancellationToken;
 
-use crate::engine::{Handle, Input};
-use crate::pool::{AgentView, Registration, Release, RunnerView, Want};
+use super::internal::{self, Desk};
+use crate::engine::Input;
+use crate::pool::{AgentView, RunnerView};
 use crate::store::{Query, Store};
 
 /// Requests of one kind that are handled at once: they wait for the engine's next commit together.
 const IN_FLIGHT: usize = 1_024;
 /// Reads of the store at once.
 const READS: usize = 64;
-/// Wants, or releases, in one request.
-const MAX_ITEMS: usize = 10_000;
-const MAX_CAPACITY: u32 = 10_000;
-/// Sessions that a runner may list: those that it should have, and as many that it should not.
-const MAX_LISTED: usize = 2 * MAX_CAPACITY as usize;
-const MAX_TENANTS: usize = 100;
-const MAX_HOST: usize = 256;
-const MAX_VERSION: usize = 64;
+/// Sessions of one runner.
+pub(super) const MAX_CAPACITY: u32 = 10_000;
 /// Values of one filter.
 const MAX_FILTER: usize = 20;
 /// How often the epoch is told: a dispatcher may have missed it, and runs wait for that.
@@ -38,11 +33,7 @@ pub struct SessionPool {
     /// For reading.
     pub store: Store,
     /// For everything else.
-    pub engine: Handle,
-    /// This pool's.
-    pub epoch: String,
-    /// What runners are told.
-    pub heartbeat_seconds: u32,
+    pub desk: Desk,
 }
 
 type Shared = Arc<SessionPool>;
@@ -101,148 +92,42 @@ pub async fn say_hello(shared: Shared, shutdown: CancellationToken) -> anyhow::R
             _ = every.tick() => {}
             () = shutdown.cancelled() => return Ok(()),
         }
-        let hello = v1::PoolHello { epoch: shared.epoch.clone() };
+        let hello = v1::PoolHello { epoch: shared.desk.epoch.clone() };
         if let Err(error) = shared.bus.publish(shared.bus.subjects().pool("hello"), &hello).await {
             tracing::debug!(%error, "the pool's hello was not sent");
         }
     }
 }
 
-fn at_most(field: &str, count: usize, limit: usize) -> Result<(), Error> {
+pub(super) fn at_most(field: &str, count: usize, limit: usize) -> Result<(), Error> {
     if count <= limit {
         return Ok(());
     }
     Err(ErrorCode::INPUT_INVALID.with(format!("{field} has {count} entries, at most {limit} are allowed")).at(field))
 }
 
-fn short(field: &str, text: &str, limit: usize) -> Result<(), Error> {
-    if text.chars().count() <= limit {
-        return Ok(());
-    }
-    Err(ErrorCode::INPUT_INVALID.with(format!("{field} has at most {limit} characters")).at(field))
-}
-
-fn want(wire: &v1::Want) -> Result<Want, Error> {
-    if wire.priority.unsigned_abs() > limits::MAX_PRIORITY.unsigned_abs() {
-        let message = format!("priority must be -{0}..{0}", limits::MAX_PRIORITY);
-        return Err(ErrorCode::INPUT_INVALID.with(message).at("priority"));
-    }
-    Ok(Want {
-        run_id: id("run_id", &wire.run_id)?,
-        tenant: id("tenant", &wire.tenant)?,
-        agent_id: id("agent_id", &wire.agent_id)?,
-        source_id: optional_id("source_id", &wire.source_id)?,
-        credential_id: optional_id("credential_id", &wire.credential_id)?,
-        session_id: optional_id("session_id", &wire.session_id)?,
-        reuse: wire.reuse_session,
-        priority: wire.priority,
-        queued_at: Timestamp(wire.queued_at_ms),
-        attempt: wire.attempt,
-    })
-}
-
 async fn acquire(shared: Shared, request: v1::AcquireRequest) -> Result<v1::AcquireResponse, Error> {
-    at_most("wants", request.wants.len(), MAX_ITEMS)?;
-    let mut refusals = Vec::new();
-    let mut wants = Vec::with_capacity(request.wants.len());
-    for wire in &request.wants {
-        match want(wire) {
-            Ok(want) => wants.push(want),
-            // One that cannot be read must not hold up the others.
-            Err(error) => {
-                refusals.push(v1::WantRefusal { run_id: wire.run_id.clone(), error: Some((&error).into()) });
-            }
-        }
-    }
-    for (run_id, error) in shared.engine.ask(|reply| Input::Acquire(wants, reply)).await? {
-        // Not refused for good: all of the request is to be sent again, and what was taken is known then.
-        if error.code.kind == "api" {
-            return Err(error);
-        }
-        refusals.push(v1::WantRefusal { run_id: run_id.to_string(), error: Some((&error).into()) });
-    }
-    Ok(v1::AcquireResponse { epoch: shared.epoch.clone(), refusals })
-}
-
-fn to_release(wire: &v1::Release) -> Result<Release, Error> {
-    let run_id = id("run_id", &wire.run_id)?;
-    let lease = wire.lease.as_ref().map(|held| lease(Some(held))).transpose()?;
-    Ok(Release { run_id, lease, discard: wire.discard })
+    internal::acquire(&shared.desk, request).await
 }
 
 async fn release(shared: Shared, request: v1::ReleaseRequest) -> Result<v1::ReleaseResponse, Error> {
-    at_most("releases", request.releases.len(), MAX_ITEMS)?;
-    let mut refused = None;
-    let mut releases = Vec::with_capacity(request.releases.len());
-    for wire in &request.releases {
-        match to_release(wire) {
-            Ok(release) => releases.push(release),
-            Err(error) => refused = Some(error),
-        }
-    }
-    // What can be read is done, whatever stands beside it.
-    shared.engine.ask(|reply| Input::Release(releases, reply)).await?;
-    refused.map_or(Ok(v1::ReleaseResponse {}), Err)
-}
-
-fn registration(wire: v1::RegisterRequest) -> Result<Registration, Error> {
-    let invalid = |field: &str, message: String| Err(ErrorCode::INPUT_INVALID.with(message).at(field));
-    if !(1..=MAX_CAPACITY).contains(&wire.capacity) {
-        return invalid("capacity", format!("capacity must be 1..{MAX_CAPACITY}, not {}", wire.capacity));
-    }
-    if wire.warm > wire.capacity {
-        return invalid("warm", format!("warm must be 0..{} (the capacity), not {}", wire.capacity, wire.warm));
-    }
-    at_most("tenants", wire.tenants.len(), MAX_TENANTS)?;
-    short("host", &wire.host, MAX_HOST)?;
-    short("version", &wire.version, MAX_VERSION)?;
-    let tenants = wire.tenants.iter().map(|tenant| id("tenants", tenant)).collect::<Result<_, _>>()?;
-    Ok(Registration {
-        id: id("runner_id", &wire.runner_id)?,
-        agent_id: id("agent_id", &wire.agent_id)?,
-        capacity: wire.capacity as usize,
-        warm: wire.warm as usize,
-        tenants: if wire.tenants.is_empty() { None } else { Some(tenants) },
-        host: wire.host,
-        version: wire.version,
-    })
-}
-
-fn listed(sessions: &[v1::RunnerSession]) -> Result<Vec<SessionId>, Error> {
-    at_most("sessions", sessions.len(), MAX_LISTED)?;
-    sessions.iter().map(|session| id("sessions.session_id", &session.session_id)).collect()
-}
-
-fn texts(ids: &[SessionId]) -> Vec<String> {
-    ids.iter().map(ToString::to_string).collect()
+    internal::release(&shared.desk, request).await
 }
 
 async fn register(shared: Shared, request: v1::RegisterRequest) -> Result<v1::RegisterResponse, Error> {
-    let listed = listed(&request.sessions)?;
-    let registration = registration(request)?;
-    let ended = shared.engine.ask(|reply| Input::Register(registration, listed, reply)).await??;
-    Ok(v1::RegisterResponse { heartbeat_seconds: shared.heartbeat_seconds, end_sessions: texts(&ended) })
+    internal::register(&shared.desk, request).await
 }
 
 async fn heartbeat(shared: Shared, request: v1::HeartbeatRequest) -> Result<v1::HeartbeatResponse, Error> {
-    let runner_id = id("runner_id", &request.runner_id)?;
-    let listed = listed(&request.sessions)?;
-    let beat = shared.engine.ask(|reply| Input::Heartbeat(runner_id, listed, request.draining, reply)).await?;
-    Ok(v1::HeartbeatResponse { known: beat.known, drain: beat.drain, end_sessions: texts(&beat.end_sessions) })
+    internal::heartbeat(&shared.desk, request).await
 }
 
 async fn deregister(shared: Shared, request: v1::DeregisterRequest) -> Result<v1::DeregisterResponse, Error> {
-    let runner_id = id("runner_id", &request.runner_id)?;
-    shared.engine.ask(|reply| Input::Deregister(runner_id, reply)).await?;
-    Ok(v1::DeregisterResponse {})
+    internal::deregister(&shared.desk, request).await
 }
 
 async fn session_lost(shared: Shared, request: v1::SessionLostRequest) -> Result<v1::SessionLostResponse, Error> {
-    let (runner_id, session_id) = (id("runner_id", &request.runner_id)?, id("session_id", &request.session_id)?);
-    let end = request.message.floor_char_boundary(limits::MAX_MESSAGE_BYTES);
-    let message = request.message[..end].to_owned();
-    shared.engine.ask(|reply| Input::SessionLost(runner_id, session_id, message, reply)).await?;
-    Ok(v1::SessionLostResponse {})
+    internal::session_lost(&shared.desk, request).await
 }
 
 fn unavailable(error: StoreError) -> Error {
@@ -300,7 +185,7 @@ async fn get_session(shared: Shared, request: v1::GetSessionRequest) -> Result<v
 async fn end_session(shared: Shared, request: v1::EndSessionRequest) -> Result<v1::SessionResponse, Error> {
     let (tenant, session_id): (Tenant, _) = (id("tenant", &request.tenant)?, id("session_id", &request.session_id)?);
     let owner = tenant.clone();
-    match shared.engine.ask(|reply| Input::EndSession(session_id, owner, reply)).await? {
+    match shared.desk.engine.ask(|reply| Input::EndSession(session_id, owner, reply)).await? {
         Ok(session) => Ok(session_response(&session)),
         // It may have ended before: that is what was asked for.
         Err(_) => Ok(session_response(&stored(&shared, &tenant, session_id).await?)),
@@ -341,18 +226,18 @@ fn agent(view: &AgentView) -> v1::Agent {
 async fn list_runners(shared: Shared, request: v1::ListRunnersRequest) -> Result<v1::ListRunnersResponse, Error> {
     at_most("agent_id", request.agent_id.len(), MAX_FILTER)?;
     let agents: Vec<AgentId> = request.agent_id.iter().map(|agent| id("agent_id", agent)).collect::<Result<_, _>>()?;
-    let views = shared.engine.ask(Input::Runners).await?;
+    let views = shared.desk.engine.ask(Input::Runners).await?;
     let asked = views.iter().filter(|view| agents.is_empty() || agents.contains(&view.registration.agent_id));
     Ok(v1::ListRunnersResponse { runners: asked.map(runner).collect() })
 }
 
 async fn drain_runner(shared: Shared, request: v1::DrainRunnerRequest) -> Result<v1::DrainRunnerResponse, Error> {
     let runner_id = id("runner_id", &request.runner_id)?;
-    let view = shared.engine.ask(|reply| Input::Drain(runner_id, reply)).await??;
+    let view = shared.desk.engine.ask(|reply| Input::Drain(runner_id, reply)).await??;
     Ok(v1::DrainRunnerResponse { runner: Some(runner(&view)) })
 }
 
 async fn list_agents(shared: Shared, _: v1::ListAgentsRequest) -> Result<v1::ListAgentsResponse, Error> {
-    let views = shared.engine.ask(Input::Agents).await?;
+    let views = shared.desk.engine.ask(Input::Agents).await?;
     Ok(v1::ListAgentsResponse { agents: views.iter().map(agent).collect() })
 }

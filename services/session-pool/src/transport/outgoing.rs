@@ -1,3 +1,4 @@
+use std::future::Future;
 use std::time::Duration;
 
 use errand_bus::{Bus, Courier, RequestError};
@@ -17,27 +18,104 @@ const ANSWER: Duration = Duration::from_secs(10);
 /// How long a runner may take to tear a session down, until it is asked again.
 const TEAR_DOWN: Duration = Duration::from_secs(70);
 
+/// Those whom the pool speaks to.
+pub trait Others: Clone + Send + Sync + 'static {
+    /// Tells the dispatcher of grants.
+    fn grant(&self, request: v1::GrantRequest) -> impl Future<Output = Result<v1::GrantResponse, RequestError>> + Send;
+    /// Tells the dispatcher of losses.
+    fn lost(&self, request: v1::LostRequest) -> impl Future<Output = Result<v1::LostResponse, RequestError>> + Send;
+    /// Asks the dispatcher which leases are held still.
+    fn leases(
+        &self,
+        request: v1::CheckLeasesRequest,
+    ) -> impl Future<Output = Result<v1::CheckLeasesResponse, RequestError>> + Send;
+    /// Has a runner make a session.
+    fn start(
+        &self,
+        runner_id: RunnerId,
+        request: v1::StartSessionRequest,
+    ) -> impl Future<Output = Result<v1::StartSessionResponse, RequestError>> + Send;
+    /// Has a runner tear a session down.
+    fn tear_down(
+        &self,
+        runner_id: RunnerId,
+        request: v1::TearDownSessionRequest,
+    ) -> impl Future<Output = Result<v1::TearDownSessionResponse, RequestError>> + Send;
+    /// Whether the broker is there.
+    fn reachable(&self) -> bool;
+}
+
+/// Those on the bus.
+#[derive(Debug, Clone)]
+pub struct Live {
+    /// The broker.
+    pub bus: Bus,
+    /// How long a runner may take to make a session.
+    pub start_timeout: Duration,
+}
+
+impl Live {
+    async fn ask<Q: Message, A: Message + Default>(&self, method: &str, request: &Q) -> Result<A, RequestError> {
+        self.bus.request_within(self.bus.subjects().run(method), request, ANSWER).await
+    }
+}
+
+impl Others for Live {
+    async fn grant(&self, request: v1::GrantRequest) -> Result<v1::GrantResponse, RequestError> {
+        self.ask("grant", &request).await
+    }
+
+    async fn lost(&self, request: v1::LostRequest) -> Result<v1::LostResponse, RequestError> {
+        self.ask("lost", &request).await
+    }
+
+    async fn leases(&self, request: v1::CheckLeasesRequest) -> Result<v1::CheckLeasesResponse, RequestError> {
+        self.ask("leases", &request).await
+    }
+
+    async fn start(
+        &self,
+        runner_id: RunnerId,
+        request: v1::StartSessionRequest,
+    ) -> Result<v1::StartSessionResponse, RequestError> {
+        let subject = self.bus.subjects().runner(runner_id, "start_session");
+        self.bus.request_within(subject, &request, self.start_timeout).await
+    }
+
+    async fn tear_down(
+        &self,
+        runner_id: RunnerId,
+        request: v1::TearDownSessionRequest,
+    ) -> Result<v1::TearDownSessionResponse, RequestError> {
+        let subject = self.bus.subjects().runner(runner_id, "tear_down_session");
+        self.bus.request_within(subject, &request, TEAR_DOWN).await
+    }
+
+    fn reachable(&self) -> bool {
+        self.bus.is_connected()
+    }
+}
+
 /// Tells dispatcher and runners what the engine has decided, and the engine what they say.
 #[derive(Debug)]
-pub struct Outgoing {
-    bus: Bus,
+pub struct Outgoing<O> {
+    others: O,
     engine: Handle,
     grants: Courier<Grant>,
     losses: Courier<Loss>,
     checks: Courier<(RunId, Lease)>,
-    start_timeout: Duration,
     /// Never more than the runners have room for sessions.
     requests: TaskTracker,
 }
 
-impl Outgoing {
-    /// Over this bus, to this engine.
+impl<O: Others> Outgoing<O> {
+    /// To these, from this engine.
     #[must_use]
-    pub fn new(bus: Bus, engine: Handle, epoch: String, start_timeout: Duration) -> Self {
-        let to_dispatcher = Dispatcher { bus: bus.clone(), engine: engine.clone(), epoch };
+    pub fn new(others: O, engine: Handle, epoch: String) -> Self {
+        let to_dispatcher = Dispatcher { others: others.clone(), engine: engine.clone(), epoch };
         let [for_grants, for_losses, for_checks] = std::array::from_fn(|_| to_dispatcher.clone());
         Self {
-            bus,
+            others,
             engine,
             grants: Courier::spawn("grants", BATCH, move |items| {
                 let dispatcher = for_grants.clone();
@@ -51,13 +129,12 @@ impl Outgoing {
                 let dispatcher = for_checks.clone();
                 async move { dispatcher.deliver(items, Dispatcher::check).await }
             }),
-            start_timeout,
             requests: TaskTracker::new(),
         }
     }
 }
 
-impl Effects for Outgoing {
+impl<O: Others> Effects for Outgoing<O> {
     fn grant(&self, grant: Grant) {
         self.grants.offer(grant);
     }
@@ -71,17 +148,16 @@ impl Effects for Outgoing {
     }
 
     fn start(&self, start: Start) {
-        let (bus, engine, timeout) = (self.bus.clone(), self.engine.clone(), self.start_timeout);
+        let (others, engine) = (self.others.clone(), self.engine.clone());
         self.requests.spawn(async move {
             let session_id = start.session_id;
-            let subject = bus.subjects().runner(start.runner_id, "start_session");
             let request = v1::StartSessionRequest {
                 session_id: session_id.to_string(),
                 tenant: start.tenant.map(String::from).unwrap_or_default(),
                 source_id: start.source_id.map(|id| id.to_string()).unwrap_or_default(),
                 credential_id: start.credential_id.map(|id| id.to_string()).unwrap_or_default(),
             };
-            let answer = bus.request_within::<_, v1::StartSessionResponse>(subject, &request, timeout).await;
+            let answer = others.start(start.runner_id, request).await;
             let result = match answer {
                 Ok(v1::StartSessionResponse { error: None }) => Ok(()),
                 Ok(v1::StartSessionResponse { error: Some(error) }) => Err(Error::from(error)),
@@ -92,11 +168,10 @@ impl Effects for Outgoing {
     }
 
     fn tear_down(&self, runner_id: RunnerId, session_id: SessionId) {
-        let (bus, engine) = (self.bus.clone(), self.engine.clone());
+        let (others, engine) = (self.others.clone(), self.engine.clone());
         self.requests.spawn(async move {
-            let subject = bus.subjects().runner(runner_id, "tear_down_session");
             let request = v1::TearDownSessionRequest { session_id: session_id.to_string() };
-            let answer = bus.request_within::<_, v1::TearDownSessionResponse>(subject, &request, TEAR_DOWN).await;
+            let answer = others.tear_down(runner_id, request).await;
             if let Err(error) = &answer {
                 tracing::debug!(%error, session = %session_id, "a tear-down has no answer; it is asked for again");
             }
@@ -105,19 +180,19 @@ impl Effects for Outgoing {
     }
 
     fn reachable(&self) -> bool {
-        self.bus.is_connected()
+        self.others.reachable()
     }
 }
 
 /// The dispatcher, as the pool speaks to it.
 #[derive(Debug, Clone)]
-struct Dispatcher {
-    bus: Bus,
+struct Dispatcher<O> {
+    others: O,
     engine: Handle,
     epoch: String,
 }
 
-impl Dispatcher {
+impl<O: Others> Dispatcher<O> {
     /// Delivers a batch; gives back what has to be sent again. A batch that is refused is halved until what is at
     /// fault stands alone: one bad item must not hold up the others.
     async fn deliver<T: Clone>(
@@ -140,10 +215,6 @@ impl Dispatcher {
         failed
     }
 
-    async fn ask<Q: Message, A: Message + Default>(&self, method: &str, request: &Q) -> Result<A, RequestError> {
-        self.bus.request_within(self.bus.subjects().run(method), request, ANSWER).await
-    }
-
     async fn grant(&self, grants: &[Grant]) -> Result<(), RequestError> {
         let wire = grants.iter().map(|grant| v1::Grant {
             run_id: grant.run_id.to_string(),
@@ -151,7 +222,7 @@ impl Dispatcher {
             attempt: grant.attempt,
         });
         let request = v1::GrantRequest { grants: wire.collect(), epoch: self.epoch.clone() };
-        let answer: v1::GrantResponse = self.ask("grant", &request).await?;
+        let answer = self.others.grant(request).await?;
         if answer.answers.len() != grants.len() {
             tracing::error!("the dispatcher did not answer each grant once; they are sent again");
             return Err(RequestError::TimedOut("run.grant".into()));
@@ -174,7 +245,7 @@ impl Dispatcher {
             message: loss.message.clone(),
         });
         let request = v1::LostRequest { losses: wire.collect() };
-        let v1::LostResponse {} = self.ask("lost", &request).await?;
+        let v1::LostResponse {} = self.others.lost(request).await?;
         self.engine.tell(Input::LossesTold(losses.iter().map(|loss| loss.lease.token).collect())).await;
         Ok(())
     }
@@ -184,7 +255,7 @@ impl Dispatcher {
             .iter()
             .map(|(run_id, lease)| v1::LeaseCheck { run_id: run_id.to_string(), lease: Some((*lease).into()) });
         let request = v1::CheckLeasesRequest { checks: checks.collect() };
-        let answer: v1::CheckLeasesResponse = self.ask("leases", &request).await?;
+        let answer = self.others.leases(request).await?;
         let released = leases.iter().filter(|(_, lease)| answer.released_tokens.contains(&lease.token));
         let released: Vec<(RunId, Lease)> = released.copied().collect();
         if !released.is_empty() {

@@ -185,7 +185,7 @@ impl Theatre {
                 let again = Want { attempt: want.attempt + 1, session_id: None, ..want };
                 self.acquire(again);
             }
-            self.world.pool.losses_told(&[loss.lease.token]);
+            self.world.pool.losses_told(&[loss.lease.token], self.world.now);
         }
     }
 

@@ -15,7 +15,8 @@ fn a_silent_runner_is_lost_with_its_sessions_and_the_run_is_told_until_it_is_kno
     let restarted = world.restart();
     assert_eq!(restarted.losses, lost.losses, "a restart does not forget");
     assert_eq!(world.pass(6_000, &[]).losses, lost.losses, "nor does silence");
-    world.pool.losses_told(&[grant.lease.token]);
+    world.pass(60_000, &[]);
+    world.pool.losses_told(&[grant.lease.token], world.now);
     world.step();
     assert!(world.pass(6_000, &[]).losses.is_empty());
     assert!(world.restart().losses.is_empty());
@@ -215,4 +216,52 @@ fn a_runner_keeps_to_one_agent_and_there_is_a_limit_to_runners() {
     assert_eq!(error.field.as_deref(), Some("agent_id"));
     let error = world.pool.register(registration(2, 1), &[], world.now).unwrap_err();
     assert_eq!(error.code, ErrorCode::API_UNAVAILABLE);
+}
+
+/// Found by the simulator, seed 117.
+#[test]
+fn a_run_whose_lease_is_gone_before_it_was_accepted_waits_again_also_where_no_further_may() {
+    let mut world = World::new(Policy { max_waiting: 1, ..Policy::default() });
+    world.register(registration(1, 1), &[]);
+    let made = world.acquire(want(1, "acme"));
+    let grant = world.started(&made).grants[0];
+    world.acquire(want(2, "acme"));
+    let now = world.now;
+    world.pool.session_lost(runner(1), grant.lease.session_id, "it died", now);
+    world.step();
+    assert!(world.pool.waits(run(1)) && world.pool.waits(run(2)));
+    assert!(world.pool.acquire(want(3, "acme"), now).is_err());
+}
+
+/// Found by the simulator, seed 384: the grant of a lease arrived behind its loss, the run took it, and nobody ever said
+/// again that it was gone.
+#[test]
+fn the_loss_of_a_lease_that_may_yet_be_accepted_is_told_again_although_it_was_answered() {
+    let mut world = World::with_runner(1);
+    let made = world.acquire(want(1, "acme"));
+    let grant = world.started(&made).grants[0];
+    world.pool.session_lost(runner(1), grant.lease.session_id, "it died", world.now);
+    let lost = world.step().losses;
+    assert_eq!(lost.len(), 1);
+    world.pool.losses_told(&[grant.lease.token], world.now);
+    assert_eq!(world.pass(6_000, &[1]).losses, lost, "the grant may be under way");
+    world.pass(60_000, &[1]);
+    world.pool.losses_told(&[grant.lease.token], world.now);
+    assert!(world.step().told_losses == [grant.lease.token] && world.pass(6_000, &[1]).losses.is_empty());
+}
+
+/// Found by the simulator, seed 630: a runner made a session behind its tear-down, and the pool took it for gone.
+#[test]
+fn a_session_that_is_gone_and_is_listed_for_long_is_to_be_ended() {
+    let mut world = World::with_runner(1);
+    let grant = world.leased(want(1, "acme"));
+    let over = world.release(&grant);
+    world.torn_down(&over);
+    let listed = [grant.lease.session_id];
+    assert!(
+        world.pool.heartbeat(runner(1), &listed, false, world.now).end_sessions.is_empty(),
+        "it may be an old message"
+    );
+    world.pass(6_000, &[1]);
+    assert_eq!(world.pool.heartbeat(runner(1), &listed, false, world.now).end_sessions, listed);
 }

@@ -1,0 +1,15 @@
+//! Seeds that have found something. What a seed does changes with the simulator, so the bug itself has a test of its own
+//! where it was; these cost little and stay.
+
+use errand_sim::{options_of, shrink, simulate};
+
+#[test]
+fn seeds_that_have_found_a_bug_find_none() {
+    for seed in [117, 231, 252, 384, 459, 482, 574, 576, 615, 630, 1013, 1349, 1500, 1530] {
+        let options = options_of(seed);
+        let outcome = simulate(options).unwrap();
+        if outcome.broken.is_some() {
+            panic!("{}", shrink(options, outcome).unwrap());
+        }
+    }
+}
