@@ -30,6 +30,13 @@ pub struct Ownership {
     _lock: Option<PoolConnection<Postgres>>,
 }
 
+impl Ownership {
+    /// As if the answer to the last commit had been lost: simulations try it again.
+    pub const fn forget_last(&mut self) {
+        self.batch -= 1;
+    }
+}
+
 /// Why a batch was not committed.
 #[derive(Debug, thiserror::Error)]
 pub enum CommitError {
