@@ -1,11 +1,13 @@
 //! Compiles `errand/v1/*.proto` with protox, so that no `protoc` is needed.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files: Vec<String> =
-        ["common", "run", "task", "event", "session", "pool", "runner", "watcher", "notifier", "gateway", "vault"]
-            .iter()
-            .map(|name| format!("errand/v1/{name}.proto"))
-            .collect();
+    let files: Vec<String> = [
+        "common", "run", "task", "event", "session", "pool", "runner", "watcher", "notifier", "gateway", "vault",
+        "storage",
+    ]
+    .iter()
+    .map(|name| format!("errand/v1/{name}.proto"))
+    .collect();
     for file in &files {
         println!("cargo:rerun-if-changed={file}");
     }

@@ -10,7 +10,7 @@ use errand_core::credential::{AuthMethod, CredentialStatus};
 use errand_core::run::{Decision, RunResult, RunStatus};
 use errand_core::session::SessionStatus;
 use errand_core::source::SourceType;
-use errand_core::{ApiKeyId, CredentialId, RunId, RunnerId, SessionId, SourceId, Tenant};
+use errand_core::{ApiKeyId, CredentialId, RunId, RunnerId, SessionId, SourceId, StorageId, Tenant};
 
 /// Runs tasks on scarce compute, and tells everyone what happened.
 #[derive(Debug, Parser)]
@@ -94,6 +94,8 @@ pub(crate) enum Command {
     Vault(VaultArgs),
     /// Sessions: where runs execute
     Sessions(SessionsArgs),
+    /// Files and screenshots that runs have captured
+    Storage(StorageArgs),
     /// API keys of the HTTP API
     Keys(KeysArgs),
     /// Runners: what hosts the sessions
@@ -507,6 +509,32 @@ pub(crate) enum KeysCommand {
     List,
     /// Ends a key: within a second no gateway takes it any more
     Revoke { key: ApiKeyId },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StorageArgs {
+    #[command(subcommand)]
+    pub(crate) command: StorageCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum StorageCommand {
+    /// Lists what a run has captured, newest first
+    List {
+        run: RunId,
+        /// At most so many; 0: all
+        #[arg(long, short = 'n', value_name = "N", default_value_t = 0)]
+        limit: usize,
+    },
+    /// Shows a file with its extracted data, or saves its content
+    Get {
+        artifact: StorageId,
+        /// Where to save it; `-`: stdout
+        #[arg(long, short, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+    /// Deletes a file
+    Delete { artifact: StorageId },
 }
 
 #[derive(Debug, Args)]

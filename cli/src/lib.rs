@@ -25,9 +25,10 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Runs the command that the arguments name.
 #[must_use]
 pub fn main() -> ExitCode {
-    // Both are this program started again to look after a child, and read their own arguments.
+    // These are this program started again to look after a child, or to read a file; they read their own arguments.
     match std::env::args().nth(1).as_deref() {
         Some(errand_exec::SUPERVISE) => return errand_exec::supervise_main(std::env::args_os().skip(2)),
+        Some(errand_storage::EXTRACT) => return errand_storage::extract_main(std::env::args().nth(2)),
         Some(keep::KEEP) => return keep::keep_main(),
         _ => {}
     }
@@ -74,6 +75,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Vault(args) => commands::vault::run(args, &connect(&global).await?, out).await,
         Command::Sessions(args) => commands::sessions::run(args, &connect(&global).await?, out).await,
         Command::Keys(args) => commands::keys::run(args, &connect(&global).await?, out).await,
+        Command::Storage(args) => commands::storage::run(args, &connect(&global).await?, out).await,
         Command::Runners(args) => commands::runners::run(args, &connect(&global).await?, out).await,
         Command::Agents => commands::agents::run(&connect(&global).await?, out).await,
     }

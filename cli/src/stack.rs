@@ -1,7 +1,7 @@
 //! All services in one process, as `errand dev`, `bench` and `demo` run them.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -22,6 +22,8 @@ pub(crate) struct StackConfig {
     pub(crate) store: String,
     /// What seals secrets; none: as the environment says, or beside the SQLite files.
     pub(crate) master_key: Option<String>,
+    /// Where files that runs capture are kept; none: nowhere.
+    pub(crate) files: Option<PathBuf>,
     /// The gateway; none: none is started.
     pub(crate) http: Option<HttpConfig>,
 }
@@ -85,6 +87,7 @@ impl Stack {
         pool.kit.health_listen = nowhere;
         vault.kit.health_listen = nowhere;
         watcher.kit.health_listen = nowhere;
+        let storage = config.files.as_deref().map(|folder| storage(config, folder)).transpose()?;
         let mut parts = vec![Part::start(|tasks, shutdown| {
             let [a, b, c, d, e] = std::array::from_fn(|_| shutdown.clone());
             tasks.spawn("dispatcher", apart(|| errand_dispatcher::service::run(dispatcher, a)));
@@ -92,6 +95,10 @@ impl Stack {
             tasks.spawn("timeout-watcher", apart(|| errand_timeout_watcher::run(watcher, c)));
             tasks.spawn("notifier", apart(|| errand_notifier::run(notifier, d)));
             tasks.spawn("vault", apart(|| errand_vault::service::run(vault, e)));
+            if let Some(storage) = storage {
+                let shutdown = shutdown.clone();
+                tasks.spawn("storage", apart(|| errand_storage::service::run(storage, shutdown)));
+            }
         })];
         let http = match config.http {
             None => None,
@@ -153,6 +160,17 @@ impl Stack {
         }
         first
     }
+}
+
+/// The storage, with all its files in one folder.
+fn storage(config: &StackConfig, folder: &Path) -> anyhow::Result<errand_storage::config::Config> {
+    let mut arguments = config.arguments(true);
+    arguments.extend(["--files".to_owned(), format!("file://{}", folder.join("blobs").display())]);
+    let mut storage: errand_storage::config::Config = parsed(&arguments)?;
+    storage.kit.health_listen = None;
+    storage.link_key_file = folder.join("link.key");
+    storage.staging = Some(folder.join("staging"));
+    Ok(storage)
 }
 
 impl StackConfig {

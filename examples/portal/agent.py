@@ -357,7 +357,7 @@ def download(runner, portal, page, bills, folder):
                 file.write(body)
         except OSError as error:
             raise Failure("storage", "storage_error", f"{name} could not be written: {error.strerror}")
-        runner.send("file", path=name, name=name, kind="storage", **data)
+        runner.send("file", path=name, name=name, kind="file", **data)
 
     for index, (bill, link) in enumerate(bills):
         if not link:

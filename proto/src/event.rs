@@ -158,6 +158,12 @@ pub fn of_task(event_id: EventId, task: &Task, action: &str, seq: u64, now: Time
     }
 }
 
+/// The event of a new artifact, under the run's trace.
+#[must_use]
+pub fn of_artifact(event_id: EventId, artifact: &v1::Artifact, traceparent: String) -> v1::Event {
+    crate::storage::created(event_id, artifact, traceparent)
+}
+
 /// The event of a destination's change: `action` is `activated` or `deactivated`.
 #[must_use]
 pub fn of_destination(

@@ -139,6 +139,7 @@ pub fn task(task: &v1::Task) -> Value {
         "input_schema": stored(&task.input_schema),
         "output_schema": stored(&task.output_schema),
         "settings": task.settings.as_ref().map_or(Value::Null, settings),
+        "storage": storage_settings(task.storage.as_ref()),
         "created_at": time(task.created_at_ms),
         "updated_at": time(task.updated_at_ms),
     })
@@ -157,6 +158,49 @@ fn settings(settings: &v1::TaskSettings) -> Value {
         "reuse_session": settings.reuse_session,
         "priority": settings.priority,
     })
+}
+
+/// Those of a task from before there were any are the defaults.
+fn storage_settings(storage: Option<&v1::TaskStorage>) -> Value {
+    let storage = storage.cloned().unwrap_or_default();
+    json!({
+        "enabled": storage.enabled.unwrap_or(true),
+        "extraction": storage.extraction,
+        "extraction_schema": stored(&storage.extraction_schema),
+        "deduplication": storage.deduplication,
+    })
+}
+
+/// An artifact: CONTRACT section 2. Its `url` is for whoever knows where it is served.
+#[must_use]
+pub fn artifact(artifact: &v1::Artifact) -> Value {
+    json!({
+        "id": artifact.id,
+        "object": "storage",
+        "kind": artifact_kind(artifact.kind),
+        "name": artifact.name,
+        "mime_type": artifact.mime_type,
+        "size_bytes": artifact.size_bytes,
+        "sha256": hex(&artifact.sha256),
+        "task_run_id": artifact.run_id,
+        "task_id": artifact.task_id,
+        "attempt": artifact.attempt,
+        "data": artifact.data.as_deref().map_or(Value::Null, stored),
+        "errors": errors(&artifact.errors),
+        "created_at": time(artifact.created_at_ms),
+        "expires_at": optional_time(artifact.expires_at_ms),
+    })
+}
+
+fn artifact_kind(number: i32) -> &'static str {
+    v1::ArtifactKind::try_from(number)
+        .ok()
+        .and_then(|kind| errand_core::artifact::ArtifactKind::try_from(kind).ok())
+        .map_or("unspecified", errand_core::artifact::ArtifactKind::as_str)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A session.
@@ -396,6 +440,18 @@ pub fn event(event: &v1::Event) -> Value {
             "source_id": or_null(&credential.source_id),
             "status": credential_status(credential.status),
             "failure": or_null(&credential.failure),
+        }),
+        Some(v1::event::Data::Storage(storage)) => json!({
+            "id": storage.id,
+            "object": "storage",
+            "kind": artifact_kind(storage.kind),
+            "name": storage.name,
+            "mime_type": storage.mime_type,
+            "size_bytes": storage.size_bytes,
+            "sha256": hex(&storage.sha256),
+            "task_run_id": storage.run_id,
+            "task_id": storage.task_id,
+            "created_at": time(storage.created_at_ms),
         }),
         None => Value::Object(Map::new()),
     };

@@ -5,6 +5,7 @@ pub mod event;
 pub mod json;
 mod run;
 mod session;
+mod storage;
 mod task;
 mod vault;
 mod wire;

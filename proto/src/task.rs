@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use errand_core::task::{Definition, RetryOn, Settings, Task};
+use errand_core::task::{Definition, RetryOn, Settings, Storage, Task};
 use errand_core::{Error, ErrorCode};
 use serde_json::Value;
 
@@ -35,6 +35,7 @@ impl TryFrom<v1::Task> for Definition {
             input_schema: json("input_schema", &task.input_schema, ErrorCode::SCHEMA_INVALID)?,
             output_schema: json("output_schema", &task.output_schema, ErrorCode::SCHEMA_INVALID)?,
             settings: task.settings.map(Settings::try_from).transpose()?.unwrap_or_default(),
+            storage: task.storage.as_ref().map(Storage::try_from).transpose()?.unwrap_or_default(),
         };
         definition.check()?;
         Ok(definition)
@@ -87,6 +88,31 @@ impl From<&Settings> for v1::TaskSettings {
     }
 }
 
+impl TryFrom<&v1::TaskStorage> for Storage {
+    type Error = Error;
+
+    fn try_from(wire: &v1::TaskStorage) -> Result<Self, Error> {
+        let schema = json("storage.extraction_schema", &wire.extraction_schema, ErrorCode::SCHEMA_INVALID)?;
+        Ok(Self {
+            enabled: wire.enabled.unwrap_or(true),
+            extraction: wire.extraction,
+            extraction_schema: schema,
+            deduplication: wire.deduplication,
+        })
+    }
+}
+
+impl From<&Storage> for v1::TaskStorage {
+    fn from(storage: &Storage) -> Self {
+        Self {
+            enabled: Some(storage.enabled),
+            extraction: storage.extraction,
+            extraction_schema: bytes(storage.extraction_schema.as_ref()),
+            deduplication: storage.deduplication,
+        }
+    }
+}
+
 /// What a client sends to create a task.
 impl From<&Definition> for v1::Task {
     fn from(definition: &Definition) -> Self {
@@ -98,6 +124,7 @@ impl From<&Definition> for v1::Task {
             input_schema: bytes(definition.input_schema.as_ref()),
             output_schema: bytes(definition.output_schema.as_ref()),
             settings: Some((&definition.settings).into()),
+            storage: Some((&definition.storage).into()),
             ..Self::default()
         }
     }

@@ -41,6 +41,8 @@ pub enum Role {
     Notifier,
     /// Owns sources and credentials.
     Vault,
+    /// Owns files.
+    Storage,
     /// Runs programs as agents.
     Exec,
     /// A runner whose agent does what the input says: `src/bin/errand-tests-runner.rs`.
@@ -57,6 +59,7 @@ impl Role {
             Self::TimeoutWatcher => "errand-timeout-watcher",
             Self::Notifier => "errand-notifier",
             Self::Vault => "errand-vault",
+            Self::Storage => "errand-storage",
             Self::Exec => "errand-exec",
             Self::Scripted => "errand-tests-runner",
         }
@@ -70,12 +73,13 @@ impl Role {
             Self::TimeoutWatcher => "timeout-watcher",
             Self::Notifier => "notifier",
             Self::Vault => "vault",
+            Self::Storage => "storage",
             Self::Exec | Self::Scripted => "errand-runner",
         }
     }
 
     const fn has_store(self) -> bool {
-        matches!(self, Self::Dispatcher | Self::SessionPool | Self::Notifier | Self::Vault)
+        matches!(self, Self::Dispatcher | Self::SessionPool | Self::Notifier | Self::Vault | Self::Storage)
     }
 }
 
@@ -161,11 +165,23 @@ impl Stack {
     /// # Panics
     /// Where its binary was not built.
     pub fn start(&mut self, role: Role, more: &[&str]) {
+        self.start_with(role, more, &[]);
+    }
+
+    /// As [`Self::start`], with further environment variables.
+    ///
+    /// # Panics
+    /// As [`Self::start`].
+    pub fn start_with(&mut self, role: Role, more: &[&str], env: &[(&str, &str)]) {
         let url = self.broker.url();
         let mut args = vec!["--nats-url", &url, "--prefix", &self.prefix];
         if role.has_store() {
             args.extend(["--store", &self.store]);
         }
+        // All of this stack's storages have the same files, wherever they are told to have them.
+        let (files, key) =
+            (format!("file://{}/files", self.folder.path().display()), self.folder.path().join("link.key"));
+        let key = key.display().to_string();
         if role == Role::Notifier && self.store.starts_with("postgres") {
             args.extend(["--master-key", MASTER_KEY]);
         }
@@ -173,8 +189,14 @@ impl Stack {
         if role == Role::Vault {
             args.extend(["--master-key-file", &key_file]);
         }
+        if role == Role::Storage {
+            args.extend(["--link-key-file", &key]);
+            if !more.contains(&"--files") {
+                args.extend(["--files", &files]);
+            }
+        }
         args.extend(more);
-        let service = Service::spawn(role.binary(), &args, &[]);
+        let service = Service::spawn(role.binary(), &args, env);
         self.services.push((role, service));
     }
 

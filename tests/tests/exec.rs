@@ -29,6 +29,7 @@ impl World {
         for role in [Role::Dispatcher, Role::TimeoutWatcher] {
             stack.start(role, &["--log", "warn"]);
         }
+        stack.start(Role::Storage, &["--log", "warn"]);
         stack.start(Role::SessionPool, &["--log", "warn", "--heartbeat-seconds", "1", "--runner-lost-seconds", "3"]);
         let (work, notes) = (stack.folder().join("work"), stack.folder().join("notes"));
         std::fs::create_dir(&notes).unwrap();

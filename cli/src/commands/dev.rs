@@ -165,11 +165,13 @@ impl Dev {
             Some(store) => store.clone(),
             None => format!("sqlite://{}", config.data.join("store").display()),
         };
+        let files = Some(config.data.join("files"));
         let listen = (Ipv4Addr::LOCALHOST, config.http_port).into();
         let services = StackConfig {
             nats_url: broker.url.clone(),
             prefix: config.prefix.clone(),
             store,
+            files,
             master_key: None,
             http: Some(HttpConfig { listen, rate_limit: None }),
         };

@@ -21,6 +21,7 @@ pub(crate) mod runs;
 pub(crate) mod sessions;
 pub(crate) mod show;
 pub(crate) mod sources;
+pub(crate) mod storage;
 pub(crate) mod task;
 pub(crate) mod vault;
 

@@ -72,7 +72,7 @@ impl Subjects {
         self.under(format_args!("pool.{method}"))
     }
 
-    /// What the dispatcher is told and asked of runs: grant, lost, report, expire, leases, lease_holder.
+    /// What the dispatcher is told and asked of runs: grant, lost, report, expire, leases, lease_holder, holder.
     #[must_use]
     pub fn run(&self, method: &str) -> String {
         self.under(format_args!("run.{method}"))
@@ -82,6 +82,18 @@ impl Subjects {
     #[must_use]
     pub fn runner(&self, id: RunnerId, method: &str) -> String {
         self.under(format_args!("runner.{id}.{method}"))
+    }
+
+    /// What the storage is told by runners: begin.
+    #[must_use]
+    pub fn storage(&self, method: &str) -> String {
+        self.under(format_args!("storage.{method}"))
+    }
+
+    /// What one instance of the storage is told by those whose upload it has begun: put, finish.
+    #[must_use]
+    pub fn storage_instance(&self, instance: &str, method: &str) -> String {
+        self.under(format_args!("storage.{instance}.{method}"))
     }
 
     /// Signs of life of one run's agent.

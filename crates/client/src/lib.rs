@@ -17,6 +17,7 @@
 //! # }
 //! ```
 
+mod artifacts;
 mod call;
 mod destinations;
 mod events;

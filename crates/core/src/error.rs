@@ -56,6 +56,7 @@ catalogue! {
     EVENT_DELIVERY_NOT_FOUND = "request" "event_delivery_not_found" 404;
     API_KEY_NOT_FOUND = "request" "api_key_not_found" 404;
     ROUTE_NOT_FOUND = "request" "route_not_found" 404;
+    STORAGE_NOT_FOUND = "request" "storage_not_found" 404;
     METHOD_NOT_ALLOWED = "request" "method_not_allowed" 405;
     TASK_RUN_NOT_CANCELABLE = "request" "task_run_not_cancelable" 409;
     INTERACTION_NOT_PENDING = "request" "interaction_not_pending" 409;

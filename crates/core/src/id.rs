@@ -127,6 +127,8 @@ ids! {
     DeliveryId = "edlv", "an event delivery";
     /// An API key: not its secret, which nothing but its hash is kept of.
     ApiKeyId = "key", "an API key";
+    /// An artifact: a file or screenshot captured during a run.
+    StorageId = "stor", "an artifact";
     /// One request and its answer.
     RequestId = "req", "a request";
 }

@@ -1,6 +1,7 @@
 //! The decisions of Errand, pure: ids, the run and session state machines, deadlines, limits and the error
 //! catalogue. No I/O, no clock, no randomness: what time it is and which id a thing gets are arguments.
 
+pub mod artifact;
 pub mod credential;
 pub mod error;
 pub mod id;
@@ -17,7 +18,7 @@ mod time;
 pub use error::{Error, ErrorCode};
 pub use id::{
     AgentId, ApiKeyId, CredentialId, DeliveryId, DestinationId, EventId, RequestId, RunId, RunnerId, SessionId,
-    SourceId, TaskId, Tenant,
+    SourceId, StorageId, TaskId, Tenant,
 };
 pub use time::Timestamp;
 

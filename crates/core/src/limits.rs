@@ -36,6 +36,8 @@ pub const MAX_SECONDS: u32 = 30 * 24 * 3600;
 pub const MAX_ATTEMPTS: u32 = 10;
 /// How long a stopping agent may take before its session is torn down, in seconds.
 pub const STOP_GRACE_SECONDS: u32 = 30;
+/// An artifact's name, after it was made safe.
+pub const MAX_FILE_NAME_BYTES: usize = 200;
 /// Default and greatest page of a list.
 pub const DEFAULT_PAGE: u32 = 20;
 /// Greatest page of a list.

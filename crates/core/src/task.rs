@@ -50,6 +50,29 @@ pub struct Definition {
     /// Times, attempts, review.
     #[serde(default)]
     pub settings: Settings,
+    /// What becomes of the files that a run captures.
+    #[serde(default)]
+    pub storage: Storage,
+}
+
+/// What becomes of the files that a run captures.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Storage {
+    /// Whether they are kept at all.
+    pub enabled: bool,
+    /// Whether structured data is made of those to which the agent gave none.
+    pub extraction: bool,
+    /// JSON Schema that the structured data of each file must fit; none: anything fits.
+    pub extraction_schema: Option<Value>,
+    /// Whether equal files of the task's runs share their bytes.
+    pub deduplication: bool,
+}
+
+impl Default for Storage {
+    fn default() -> Self {
+        Self { enabled: true, extraction: false, extraction_schema: None, deduplication: false }
+    }
 }
 
 /// Why a run whose attempt came to nothing is tried again.
@@ -176,7 +199,12 @@ impl Definition {
         if self.program.as_ref().is_some_and(|program| program.to_string().len() > limits::MAX_PROGRAM_BYTES) {
             return Err(too_large("program", limits::MAX_PROGRAM_BYTES));
         }
-        for (field, schema) in [("input_schema", &self.input_schema), ("output_schema", &self.output_schema)] {
+        let schemas = [
+            ("input_schema", &self.input_schema),
+            ("output_schema", &self.output_schema),
+            ("storage.extraction_schema", &self.storage.extraction_schema),
+        ];
+        for (field, schema) in schemas {
             if let Some(schema) = schema {
                 check_schema_size(field, schema)?;
             }
@@ -229,7 +257,7 @@ mod tests {
     #[test]
     fn each_limit_names_its_field() {
         type Spoil = fn(&mut Definition);
-        let cases: [(&str, Spoil); 9] = [
+        let cases: [(&str, Spoil); 10] = [
             ("name", |d| d.name.clear()),
             ("name", |d| d.name = "x".repeat(129)),
             ("prompt", |d| d.prompt = "x".repeat(limits::MAX_PROMPT_BYTES + 1)),
@@ -237,6 +265,9 @@ mod tests {
             ("input_schema", |d| d.input_schema = Some(Value::String("x".repeat(limits::MAX_SCHEMA_BYTES)))),
             ("output_schema", |d| {
                 d.output_schema = Some((0..80).fold(Value::Null, |inner, _| Value::Array(vec![inner])));
+            }),
+            ("storage.extraction_schema", |d| {
+                d.storage.extraction_schema = Some(Value::String("x".repeat(limits::MAX_SCHEMA_BYTES)));
             }),
             ("settings.queue_seconds", |d| d.settings.queue_seconds = 0),
             ("settings.max_attempts", |d| d.settings.max_attempts = 11),

@@ -108,7 +108,8 @@ mod tests {
         let (activities, waiting) = Activities::new();
         let (run_id, session_id) = (RunId::from_uuid(Uuid::now_v7()), SessionId::from_uuid(Uuid::now_v7()));
         let execution = Arc::new(Execution::new(run_id, 1, session_id, crate::credential::Safe::new(None, None)));
-        let control = Control { execution, reports: Reports::new().0, activities };
+        let control =
+            Control { execution, reports: Reports::new().0, activities, shelf: crate::transport::Shelf::default() };
         let told = Arc::new(Mutex::new(Vec::new()));
         let seen = Arc::clone(&told);
         let publisher = tokio::spawn(publish(waiting, move |_, progress| {

@@ -16,6 +16,7 @@ use zeroize::Zeroizing;
 use crate::activity::{Activities, Progress};
 use crate::credential::{Credential, Safe, SecretFilter};
 use crate::report::{Report, Reports, What};
+use crate::transport::Shelf;
 
 /// Questions that one execution may ask.
 const MAX_QUESTIONS: usize = 1000;
@@ -249,6 +250,7 @@ pub struct Control {
     pub(crate) execution: Arc<Execution>,
     pub(crate) reports: Reports,
     pub(crate) activities: Activities,
+    pub(crate) shelf: Shelf,
 }
 
 impl Control {
@@ -395,7 +397,7 @@ mod tests {
         let activities = Activities::new().0;
         let (run_id, session_id) = (RunId::from_uuid(Uuid::now_v7()), SessionId::from_uuid(Uuid::now_v7()));
         let execution = Arc::new(Execution::new(run_id, 1, session_id, Safe::new(None, None)));
-        (Control { execution, reports, activities }, waiting)
+        (Control { execution, reports, activities, shelf: Shelf::default() }, waiting)
     }
 
     #[tokio::test]

@@ -21,6 +21,7 @@ use crate::credential::{Safe, Vault};
 use crate::host::{Assigned, Ending, Host, Lose, SessionHandle, SessionStart};
 use crate::recent::Recent;
 use crate::report::{Report, Reports, What};
+use crate::transport::Shelf;
 
 /// How long a host may take to make a session.
 const START_LIMIT: Duration = Duration::from_secs(300);
@@ -97,6 +98,7 @@ pub(crate) struct Engine<H> {
     table: Mutex<Table>,
     reports: Reports,
     activities: Activities,
+    shelf: Shelf,
     losses: mpsc::UnboundedSender<Loss>,
     vault: Option<Arc<dyn Vault>>,
     tasks: TaskTracker,
@@ -109,6 +111,7 @@ impl<H: Host> Engine<H> {
         capacity: usize,
         reports: Reports,
         activities: Activities,
+        shelf: Shelf,
         losses: mpsc::UnboundedSender<Loss>,
         vault: Option<Arc<dyn Vault>>,
     ) -> Arc<Self> {
@@ -121,7 +124,7 @@ impl<H: Host> Engine<H> {
             closed: false,
         };
         let (table, tasks) = (Mutex::new(table), TaskTracker::new());
-        Arc::new(Self { host, id, capacity, table, reports, activities, losses, vault, tasks })
+        Arc::new(Self { host, id, capacity, table, reports, activities, shelf, losses, vault, tasks })
     }
 
     pub(crate) fn id(&self) -> RunnerId {
@@ -312,6 +315,7 @@ impl<H: Host> Engine<H> {
             execution: Arc::clone(&execution),
             reports: self.reports.clone(),
             activities: self.activities.clone(),
+            shelf: self.shelf.clone(),
         };
         let executing = AssertUnwindSafe(self.host.execute(assigned, control)).catch_unwind();
         // An own block: what loses is dropped at its end, before anyone is told that the execution is over.

@@ -39,10 +39,12 @@
 
 mod activity;
 mod backoff;
+mod captures;
 mod config;
 mod control;
 mod credential;
 mod engine;
+mod files;
 mod host;
 mod recent;
 mod report;
@@ -51,13 +53,18 @@ mod run;
 pub mod simulated;
 mod transport;
 
+pub use captures::Captures;
 pub use config::{MAX_CAPACITY, RunnerConfig};
 pub use control::{Control, Stop, StopReason, Unanswered};
 pub use credential::{Credential, SecretFilter, SecretStream};
 pub use errand_bus::{Bus, BusConfig};
+pub use errand_core::artifact::ArtifactKind;
 pub use errand_core::credential::{AuthFailure, AuthMethod};
 pub use errand_core::run::{InteractionField, Lease, Question};
-pub use errand_core::{AgentId, CredentialId, Error, ErrorCode, RunId, RunnerId, SessionId, SourceId, TaskId, Tenant};
+pub use errand_core::{
+    AgentId, CredentialId, Error, ErrorCode, RunId, RunnerId, SessionId, SourceId, StorageId, TaskId, Tenant,
+};
+pub use files::{Kept, NewFile, NotKept};
 pub use host::{Assigned, Ending, Host, SessionHandle, SessionStart};
 pub use run::{RunnerError, run};
 pub use tokio_util::sync::CancellationToken;

@@ -19,7 +19,7 @@ use crate::config::RunnerConfig;
 use crate::engine::{Engine, Loss};
 use crate::host::Host;
 use crate::report::{self, Reports};
-use crate::transport::{self, Dispatcher, Line, Pool};
+use crate::transport::{self, Dispatcher, Line, Pool, Shelf};
 
 /// How long the last words may take: reports that wait, the goodbye to the pool.
 const LAST_WORDS: Duration = Duration::from_secs(3);
@@ -60,7 +60,8 @@ pub async fn run<H: Host>(
     let (activities, signs) = Activities::new();
     let (losses, lost) = mpsc::unbounded_channel();
     let vault = Arc::new(transport::Vault { bus: bus.clone(), id });
-    let engine = Engine::new(host, id, config.capacity as usize, reports, activities, losses, Some(vault));
+    let shelf = Shelf::new(bus.clone());
+    let engine = Engine::new(host, id, config.capacity as usize, reports, activities, shelf, losses, Some(vault));
     // Before the registration, so that the pool's first word finds ears.
     let service = transport::serve(&bus, &engine, &config).await?;
     let pool = Pool { line: bus.clone(), id };

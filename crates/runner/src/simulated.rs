@@ -15,7 +15,7 @@ use crate::host::Host;
 use crate::report::{self, Reports};
 use crate::run::{Touch, keep_in_touch, tell_losses};
 pub use crate::transport::Line;
-use crate::transport::{self, Dispatcher, Pool};
+use crate::transport::{self, Dispatcher, Pool, Shelf};
 
 /// See the module.
 pub struct Simulated<H>(Arc<Engine<H>>);
@@ -39,7 +39,8 @@ impl<H: Host> Simulated<H> {
         let (reports, waiting) = Reports::new();
         let (activities, told) = Activities::new();
         let (losses, lost) = mpsc::unbounded_channel();
-        let engine = Engine::new(host, id, config.capacity as usize, reports, activities, losses, None);
+        let shelf = Shelf::default();
+        let engine = Engine::new(host, id, config.capacity as usize, reports, activities, shelf, losses, None);
         let desk = Dispatcher { line: line.clone(), engine: Arc::clone(&engine) };
         tokio::spawn(async move { report::send_all(waiting, &desk, id).await });
         tokio::spawn(activity::publish(told, move |execution, progress| {

@@ -2,11 +2,13 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use errand_bus::{Bus, BusError, RequestError, Service};
 use errand_core::run::LeaseToken;
-use errand_core::{Error, ErrorCode, RunId, RunnerId, SessionId};
+use errand_core::{Error, ErrorCode, RunId, RunnerId, SessionId, StorageId};
 use errand_proto::{failure, id, lease, optional_id, v1};
 use errand_secret::handover::PublicKey;
 use futures::future::BoxFuture;
@@ -19,6 +21,7 @@ use crate::config::RunnerConfig;
 use crate::control::{Execution, StopReason};
 use crate::credential::{Ask, Refused, Tried};
 use crate::engine::{Engine, Held, Loss, Wanted};
+use crate::files::{self, Kept, NewFile};
 use crate::host::{Assigned, Host};
 use crate::report::{Desk, Report, Unsent, What};
 
@@ -416,4 +419,112 @@ impl crate::credential::Vault for Vault {
         }
         .boxed()
     }
+}
+
+/// The storage, as a runner speaks to it.
+#[derive(Clone, Default)]
+pub(crate) struct Shelf {
+    /// None where there is no bus: in tests of what needs none.
+    bus: Option<Bus>,
+    /// Chunks that were taken; tells whether it goes on.
+    taken: Arc<AtomicU64>,
+}
+
+/// How an upload stands.
+pub(crate) enum Begun {
+    Done(Kept),
+    Ignored,
+    Receiving { instance: String, received: u64, chunk_bytes: usize },
+}
+
+impl Shelf {
+    /// The keeping of a large file, and the reading of its data, take a while.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    pub(crate) fn new(bus: Bus) -> Self {
+        Self { bus: Some(bus), taken: Arc::default() }
+    }
+
+    pub(crate) fn taken(&self) -> u64 {
+        self.taken.load(Ordering::Relaxed)
+    }
+
+    async fn call<Q: prost::Message, A: prost::Message + Default>(
+        &self,
+        subject: impl FnOnce(&errand_bus::Subjects) -> String,
+        request: &Q,
+    ) -> Result<A, files::Unsent> {
+        let Some(bus) = &self.bus else { return Err(files::Unsent::NotNow("there is no bus".into())) };
+        bus.request_within(subject(bus.subjects()), request, Self::PATIENCE).await.map_err(|error| match error {
+            RequestError::Service(error) if error.code == ErrorCode::FORBIDDEN => files::Unsent::Disowned,
+            RequestError::Service(error) if error.code.kind != "api" => files::Unsent::Refused(error),
+            other => files::Unsent::NotNow(other.to_string()),
+        })
+    }
+
+    /// Begins an upload, or asks how it stands.
+    pub(crate) async fn begin(
+        &self,
+        id: StorageId,
+        execution: &Execution,
+        file: &NewFile,
+        size: u64,
+    ) -> Result<Begun, files::Unsent> {
+        let request = v1::BeginUploadRequest {
+            artifact_id: id.to_string(),
+            run_id: execution.run_id.to_string(),
+            lease_token: execution.token,
+            kind: v1::ArtifactKind::from(file.kind).into(),
+            name: file.name.clone(),
+            size_bytes: Some(size),
+            data: file.data.as_ref().map(|data| data.to_string().into()),
+        };
+        let answer: v1::BeginUploadResponse = self.call(|subjects| subjects.storage("begin"), &request).await?;
+        Ok(match answer.done {
+            Some(artifact) => Begun::Done(kept(id, artifact)),
+            None if answer.ignored => Begun::Ignored,
+            None => Begun::Receiving {
+                instance: answer.instance,
+                received: answer.received,
+                chunk_bytes: usize::try_from(answer.chunk_bytes.max(1)).unwrap_or(usize::MAX),
+            },
+        })
+    }
+
+    /// Sends a chunk; gives how many bytes have arrived, none where the upload is not known there.
+    pub(crate) async fn put(
+        &self,
+        instance: &str,
+        id: StorageId,
+        execution: &Execution,
+        offset: u64,
+        data: Bytes,
+    ) -> Result<Option<u64>, files::Unsent> {
+        let (artifact_id, lease_token) = (id.to_string(), execution.token);
+        let request = v1::PutChunkRequest { artifact_id, lease_token, offset, data };
+        let answer: v1::PutChunkResponse =
+            self.call(|subjects| subjects.storage_instance(instance, "put"), &request).await?;
+        self.taken.fetch_add(1, Ordering::Relaxed);
+        Ok((!answer.unknown).then_some(answer.received))
+    }
+
+    /// Has a whole file kept; none where the upload is not known there, or something of it was lost.
+    pub(crate) async fn finish(
+        &self,
+        instance: &str,
+        id: StorageId,
+        execution: &Execution,
+        size_bytes: u64,
+        sha256: Bytes,
+    ) -> Result<Option<Kept>, files::Unsent> {
+        let (artifact_id, lease_token) = (id.to_string(), execution.token);
+        let request = v1::FinishUploadRequest { artifact_id, lease_token, size_bytes, sha256 };
+        let answer: v1::FinishUploadResponse =
+            self.call(|subjects| subjects.storage_instance(instance, "finish"), &request).await?;
+        Ok(answer.artifact.filter(|_| !answer.unknown).map(|artifact| kept(id, artifact)))
+    }
+}
+
+fn kept(id: StorageId, artifact: v1::Artifact) -> Kept {
+    Kept::As { id, name: artifact.name }
 }

@@ -386,13 +386,14 @@ fn system(tenant: &str) -> Result<Tenant, ()> {
 }
 
 fn object_uuid(id: &str) -> Option<[u8; 16]> {
-    use errand_core::{CredentialId, DestinationId, RunId, SessionId, TaskId};
+    use errand_core::{CredentialId, DestinationId, RunId, SessionId, StorageId, TaskId};
     let uuid = match id.split_once('_')?.0 {
         RunId::PREFIX => id.parse::<RunId>().ok()?.uuid(),
         SessionId::PREFIX => id.parse::<SessionId>().ok()?.uuid(),
         TaskId::PREFIX => id.parse::<TaskId>().ok()?.uuid(),
         CredentialId::PREFIX => id.parse::<CredentialId>().ok()?.uuid(),
         DestinationId::PREFIX => id.parse::<DestinationId>().ok()?.uuid(),
+        StorageId::PREFIX => id.parse::<StorageId>().ok()?.uuid(),
         _ => return None,
     };
     Some(*uuid.as_bytes())

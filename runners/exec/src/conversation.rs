@@ -1,20 +1,20 @@
 //! One run's talk with its agent, from the first line to the end.
 
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::Bytes;
 use errand_core::run::Question;
 use errand_core::{Error, ErrorCode};
-use errand_runner::{Control, Ending, Stop, Unanswered};
+use errand_runner::{ArtifactKind, Captures, Control, Ending, NewFile, Stop, Unanswered};
 use serde_json::Value;
 use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
 
 use crate::lines::Line;
 use crate::process::Process;
-use crate::protocol::{self, FileSaid, Message};
+use crate::protocol::{self, FileKind, FileSaid, Message};
 use crate::supervisor::Ended;
 
 /// How long an agent may take to exit when it has said how the run ends.
@@ -30,6 +30,7 @@ type Asking = Pin<Box<dyn Future<Output = Result<Value, Unanswered>> + Send>>;
 pub(crate) struct Conversation {
     control: Control,
     files: std::path::PathBuf,
+    captures: Captures,
     /// What the agent has said of the end.
     outcome: Option<Ending>,
     question: Option<Open>,
@@ -78,6 +79,7 @@ fn broken(number: u64, what: &str) -> Then {
 impl Conversation {
     pub(crate) fn new(control: Control, files: &Path) -> Self {
         Self {
+            captures: Captures::new(control.clone()),
             control,
             files: files.to_owned(),
             outcome: None,
@@ -128,8 +130,14 @@ impl Conversation {
                 None => std::future::pending().await,
             }
         };
+        let lines = &mut process.lines;
+        let line = async {
+            // Who captures faster than files are kept waits.
+            self.captures.room().await;
+            lines.next().await
+        };
         tokio::select! {
-            line = process.lines.next() => Next::Line(line.unwrap_or(None)),
+            line = line => Next::Line(line.unwrap_or(None)),
             answer = answer => Next::Answer(answer),
             stop = self.control.stop(), if self.stop.is_none() => Next::Stop(stop),
             () = passed => Next::Deadline,
@@ -156,9 +164,15 @@ impl Conversation {
             Message::Progress { message, step, percent } => self.control.progress(message, step, percent),
             Message::Asks(question) => self.ask(question, number),
             Message::File(file) => {
-                if let Err(what) = check_file(&self.files, &file).await {
-                    return broken(number, what);
-                }
+                let path = match check_file(&self.files, &file).await {
+                    Ok(path) => path,
+                    Err(what) => return broken(number, what),
+                };
+                // Held open: what the agent does with its name from now on changes nothing.
+                let Ok(source) = tokio::fs::File::open(&path).await else {
+                    return broken(number, "is no file: it cannot be read");
+                };
+                self.captures.push(new_file(file), source);
                 self.control.alive();
             }
             Message::Auth(Ok(())) => self.control.auth_ok(),
@@ -230,12 +244,19 @@ impl Conversation {
         Then::Kill(self.outcome.take().unwrap_or(Ending::Stopped))
     }
 
+    /// How the run ends when the agent has ended, by itself or killed with `said`, and its files are kept.
+    pub(crate) async fn end(self, said: Option<Ending>, ended: Ended) -> Ending {
+        let Self { captures, outcome, stop, .. } = self;
+        let ending = said.unwrap_or_else(|| Self::ending(outcome, stop.is_some(), ended));
+        captures.end(ending).await
+    }
+
     /// How the run ends when the agent has ended by itself.
-    pub(crate) fn ending(self, ended: Ended) -> Ending {
-        if let Some(outcome) = self.outcome {
+    fn ending(outcome: Option<Ending>, stopped: bool, ended: Ended) -> Ending {
+        if let Some(outcome) = outcome {
             return outcome;
         }
-        if self.stop.is_some() {
+        if stopped {
             return Ending::Stopped;
         }
         let failed = |message: String| Ending::Failed(vec![agent_error(message)]);
@@ -260,8 +281,17 @@ fn signal_name(number: i32) -> String {
     }
 }
 
-/// Whether a file is there and inside its run's folder, wherever symlinks lead. The error names neither.
-async fn check_file(folder: &Path, said: &FileSaid) -> Result<(), &'static str> {
+fn new_file(said: FileSaid) -> NewFile {
+    let FileSaid { path, name, kind, data } = said;
+    let kind = match kind {
+        FileKind::File => ArtifactKind::File,
+        FileKind::Screenshot => ArtifactKind::Screenshot,
+    };
+    NewFile { kind, name: name.unwrap_or(path), data }
+}
+
+/// Where a file is, if it is inside its run's folder, wherever symlinks lead. The error names neither.
+async fn check_file(folder: &Path, said: &FileSaid) -> Result<PathBuf, &'static str> {
     let path = Path::new(&said.path);
     if !path.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir)) {
         return Err("is no file: path must be relative to the files directory and stay inside");
@@ -278,5 +308,5 @@ async fn check_file(folder: &Path, said: &FileSaid) -> Result<(), &'static str> 
     }
     tracing::debug!(kind = ?said.kind, named = said.name.is_some(), extracted = said.data.is_some(),
         bytes = metadata.len(), "the agent has captured a file");
-    Ok(())
+    Ok(found)
 }

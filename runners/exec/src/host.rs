@@ -143,7 +143,7 @@ impl Exec {
             Some(clearing) => clearing.await.unwrap_or(Ended::Killed),
             None => Ended::Killed,
         };
-        Ok(said.unwrap_or_else(|| conversation.ending(ended)))
+        Ok(conversation.end(said, ended).await)
     }
 }
 

@@ -96,7 +96,9 @@ pub(crate) struct FileSaid {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum FileKind {
-    Storage,
+    /// `storage` is what the first agents said.
+    #[serde(alias = "storage")]
+    File,
     Screenshot,
 }
 
@@ -423,7 +425,7 @@ mod tests {
             (r#"{"type":"auth_failed","code":"auth_locked"}"#, Message::Auth(Err(AuthFailure::AuthLocked))),
             (
                 r#"{"type":"file","path":"a/b.pdf","kind":"storage"}"#,
-                Message::File(FileSaid { path: "a/b.pdf".into(), name: None, kind: FileKind::Storage, data: None }),
+                Message::File(FileSaid { path: "a/b.pdf".into(), name: None, kind: FileKind::File, data: None }),
             ),
             (
                 r#"{"type":"file","path":"b","kind":"screenshot","name":"n","data":[1]}"#,

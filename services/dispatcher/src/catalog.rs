@@ -8,10 +8,10 @@ use bytes::Bytes;
 use errand_core::task::Task;
 use errand_core::{Error, ErrorCode, TaskId, Tenant};
 use errand_proto::event::TaskRef;
-use jsonschema::Validator;
+use errand_schema as schema;
+use errand_schema::Validator;
 use lru::LruCache;
 
-use crate::schema;
 use crate::store::Store;
 
 const VERSIONS: NonZeroUsize = NonZeroUsize::new(10_000).expect("not zero");
@@ -41,6 +41,8 @@ impl Compiled {
             |field, schema: &Option<_>| schema.as_ref().map(|schema| schema::compile(field, schema)).transpose();
         let input = compile("input_schema", &definition.input_schema)?;
         let output = compile("output_schema", &definition.output_schema)?;
+        // Checked here, where all schemas are; applied by the storage.
+        compile("storage.extraction_schema", &definition.storage.extraction_schema)?;
         let program = definition.program.as_ref().map(|program| program.to_string().into()).unwrap_or_default();
         Ok(Self { program, input, output, task })
     }

@@ -8,7 +8,6 @@ pub mod engine;
 pub mod internal;
 pub mod references;
 pub mod run_filter;
-pub mod schema;
 pub mod service;
 pub mod store;
 pub mod submissions;

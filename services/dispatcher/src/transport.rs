@@ -98,6 +98,7 @@ pub async fn serve(shared: &Shared) -> Result<Service, BusError> {
         run "expire" => expire,
         run "leases" => check_leases,
         run "lease_holder" => lease_holder,
+        run "holder" => get_holder,
     }
     service.start().await
 }
@@ -413,5 +414,25 @@ async fn lease_holder(shared: &Dispatcher, request: v1::LeaseHolderRequest) -> R
         lease: run.lease().map(Into::into),
         source_id: run.spec.source_id.map(|id| id.to_string()).unwrap_or_default(),
         credential_id: run.spec.credential_id.map(|id| id.to_string()).unwrap_or_default(),
+    })
+}
+
+/// For who keeps a run's files: whose it is, and whether it is the lease's that asks.
+async fn get_holder(shared: &Dispatcher, request: v1::GetHolderRequest) -> Result<v1::GetHolderResponse, Error> {
+    let run_id: RunId = id("run_id", &request.run_id)?;
+    let run = shared.store.runs(&[run_id]).await.map_err(unavailable)?.pop();
+    let held = run.filter(|run| run.lease().is_some_and(|lease| lease.token == request.lease_token));
+    let Some(run) = held else { return Ok(v1::GetHolderResponse::default()) };
+    let (task_id, version) = (run.spec.task_id, run.spec.task_version);
+    let task = shared.catalog.version(task_id, version).await?;
+    let storage = task.map(|compiled| (&compiled.task.definition.storage).into());
+    Ok(v1::GetHolderResponse {
+        holds: true,
+        tenant: run.tenant.to_string(),
+        task_id: task_id.to_string(),
+        task_version: version,
+        attempt: run.attempt,
+        storage,
+        traceparent: run.spec.traceparent.clone().unwrap_or_default(),
     })
 }

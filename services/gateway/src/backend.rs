@@ -62,6 +62,14 @@ impl Backend {
         self.call("vault", method, request).await
     }
 
+    /// Asks the storage.
+    ///
+    /// # Errors
+    /// As [`Self::dispatcher`].
+    pub async fn storage<Q: Message, A: Message + Default>(&self, method: &str, request: &Q) -> Result<A, Error> {
+        self.call("storage", method, request).await
+    }
+
     async fn call<Q: Message, A: Message + Default>(
         &self,
         service: &str,

@@ -16,6 +16,9 @@ pub struct Config {
     /// Where HTTP is served; port 0: any free one.
     #[arg(long, env = "ERRAND_HTTP_LISTEN", default_value = "127.0.0.1:8080")]
     pub listen: SocketAddr,
+    /// What links to files begin with: the address that people reach the gateway at. Where it listens unless given.
+    #[arg(long, env = "ERRAND_PUBLIC_URL")]
+    pub public_url: Option<String>,
     /// A certificate chain in PEM: HTTPS is served, and nothing else.
     #[arg(long, env = "ERRAND_TLS_CERTIFICATE", requires = "tls_key")]
     pub tls_certificate: Option<PathBuf>,

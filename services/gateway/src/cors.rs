@@ -57,7 +57,8 @@ impl Cors {
         }
         let Some(origin) = origin else { return };
         headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
-        let exposed = "x-request-id, retry-after, idempotent-replayed";
+        let exposed =
+            "x-request-id, retry-after, idempotent-replayed, content-disposition, content-range, accept-ranges, etag";
         headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(exposed));
     }
 }

@@ -16,6 +16,7 @@ pub mod live;
 pub mod metrics;
 pub mod openapi;
 pub mod query;
+pub mod range;
 pub mod rate;
 pub mod routes;
 pub mod schema;

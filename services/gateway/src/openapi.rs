@@ -30,6 +30,7 @@ const IDS: &[(&str, &str)] = &[
     ("credential_id", "cred"),
     ("destination_id", "evtd"),
     ("delivery_id", "edlv"),
+    ("storage_id", "stor"),
 ];
 
 /// The document as it is served.
@@ -73,6 +74,7 @@ fn listed(path: &str) -> &'static str {
         "/v2/sessions" => "sess",
         "/v2/runners" => "rnr",
         "/v2/event-destinations" => "evtd",
+        _ if path.ends_with("/storage") => "stor",
         _ if path.ends_with("/deliveries") => "edlv",
         _ => "evt",
     }

@@ -50,6 +50,8 @@ pub struct Gateway {
     pub metrics: Arc<Metrics>,
     /// Which pages may call.
     pub cors: Cors,
+    /// What links to files begin with; known when it listens.
+    pub public_url: std::sync::OnceLock<String>,
     /// Whether it is served over TLS.
     pub serves_tls: bool,
     /// How long a client may take.
@@ -100,6 +102,10 @@ async fn serve(
     let gateway = Arc::new(gateway(&config, bus.clone(), store.clone(), openapi::finish(document)?, tls.is_some()));
     let listener = TcpListener::bind(config.listen).await.with_context(|| format!("--listen {}", config.listen))?;
     let address = listener.local_addr()?;
+    gateway.public_url.get_or_init(|| match &config.public_url {
+        Some(url) => url.trim_end_matches('/').to_owned(),
+        None => format!("{}://{address}", if gateway.serves_tls { "https" } else { "http" }),
+    });
     let service = transport::serve(&bus, &gateway).await?;
     let server = Server {
         listener,
@@ -152,6 +158,7 @@ fn gateway(config: &Config, bus: errand_bus::Bus, store: Store, document: Bytes,
         hub: Arc::new(Hub::new(bus, limits, Arc::clone(&metrics))),
         metrics,
         cors: Cors::new(&config.cors_origins),
+        public_url: std::sync::OnceLock::new(),
         serves_tls,
         client_timeout: Duration::from_millis(config.client_timeout_ms),
         keep_alive: Duration::from_millis(config.keep_alive_ms),

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
 
-use errand_core::task::{Definition, RetryOn, Settings, Task};
+use errand_core::task::{Definition, RetryOn, Settings, Storage, Task};
 use errand_core::{TaskId, Tenant, Timestamp};
 use errand_dispatcher::catalog::Compiled;
 use uuid::Uuid;
@@ -52,6 +52,7 @@ pub(crate) fn all() -> &'static [Arc<Compiled>] {
                 input_schema: None,
                 output_schema: Some(serde_json::json!({"type": "integer"})),
                 settings,
+                storage: Storage::default(),
             };
             let at = Timestamp(0);
             let tenant: Tenant = "acme".parse().ok()?;

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use errand_bus::{Bus, BusConfig};
 use errand_client::{ApiSecret, Client, NewApiKey};
 use errand_core::AgentId;
-use errand_core::task::{Definition, Settings};
+use errand_core::task::{Definition, Settings, Storage};
 use errand_runner::RunnerConfig;
 use hdrhistogram::Histogram;
 use http_body_util::{BodyExt, Full};
@@ -52,6 +52,7 @@ pub(super) async fn run(args: &BenchHttpArgs, global: &Global, scratch: &Path, o
         prefix: global.prefix.clone(),
         master_key: Some(errand_seal::new_key().to_string()),
         store: store.clone(),
+        files: None,
         http: Some(HttpConfig { listen, rate_limit: Some(0) }),
     };
     let mut stack = Stack::start(&config)?;
@@ -110,6 +111,7 @@ async fn target(client: &Client, agent: AgentId, address: SocketAddr) -> anyhow:
         input_schema: None,
         output_schema: None,
         settings,
+        storage: Storage::default(),
     };
     let task = client.apply_task(&definition).await?.id;
     let secret = ApiSecret::generate();

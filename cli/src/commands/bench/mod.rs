@@ -16,7 +16,7 @@ use anyhow::Context;
 use errand_bus::{Bus, BusConfig};
 use errand_client::{Client, NewRun, RunFilter, run_status};
 use errand_core::run::RunStatus;
-use errand_core::task::{Definition, Settings};
+use errand_core::task::{Definition, Settings, Storage};
 use errand_core::{AgentId, Tenant};
 use errand_runner::RunnerConfig;
 use futures::TryStreamExt;
@@ -170,7 +170,8 @@ impl Rig {
             let durability = Durability::of_store(&store);
             // Our own Postgres ends with the bench, and its secrets too.
             let master_key = (args.store == "postgres").then(|| errand_seal::new_key().to_string());
-            let config = StackConfig { nats_url: url, prefix: global.prefix.clone(), store, master_key, http: None };
+            let prefix = global.prefix.clone();
+            let config = StackConfig { nats_url: url, prefix, store, files: None, master_key, http: None };
             (Some(Stack::start(&config)?), durability)
         };
         // The end of a new id is as good as random.
@@ -228,6 +229,7 @@ impl Rig {
             input_schema: None,
             output_schema: None,
             settings: Settings { reuse_session: true, ..Settings::default() },
+            storage: Storage::default(),
         }
     }
 }

@@ -117,6 +117,7 @@ pub(super) async fn run(args: &BenchNotifierArgs, global: &Global, scratch: &Pat
         prefix: global.prefix.clone(),
         store: super::store_of(&args.store, scratch, &mut postgres).await?,
         master_key: Some(errand_seal::new_key().to_string()),
+        files: None,
         http: None,
     };
     let stack = Stack::start_notifier(&config)?;

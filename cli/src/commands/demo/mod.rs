@@ -93,7 +93,7 @@ async fn play(
     teller: Teller,
 ) -> anyhow::Result<Vec<Ended>> {
     teller.say(format!(
-        "NATS server, dispatcher, session-pool, timeout-watcher, notifier, vault and a runner are up ({:.2} s).",
+        "NATS server, dispatcher, session-pool, timeout-watcher, notifier, vault, storage and a runner are up ({:.2} s).",
         started.elapsed().as_secs_f64()
     ))?;
     let portal = Portal::start(&args.python, &args.portal, scratch).await?;

@@ -6,7 +6,7 @@ use anyhow::Context;
 use errand_client::{Client, ClientError, NewRun, RunId, run_status, v1};
 use errand_core::run::{Decision, RunStatus};
 use errand_proto::json;
-use futures::{Stream, StreamExt};
+use futures::{Stream, StreamExt, TryStreamExt};
 use serde_json::{Value, json as object};
 
 use super::Teller;
@@ -45,6 +45,15 @@ impl Scene {
             Self::Cancel => "canceled",
             Self::Timeout => "failed task/timeout",
             Self::Misfit => "failed request/input_invalid",
+        }
+    }
+
+    /// How many bills it must bring home.
+    const fn bills(self) -> Option<usize> {
+        match self {
+            Self::Interaction => Some(3),
+            Self::Review => Some(2),
+            Self::Cancel | Self::Timeout | Self::Misfit => None,
         }
     }
 
@@ -160,7 +169,24 @@ impl Stage<'_> {
         if check.is_ok() && !value["output"].is_null() {
             self.say(format!("output: {}", glance(&value["output"])))?;
         }
+        let check = match check {
+            Ok(()) => self.tell_files(scene, run).await?,
+            wrong => wrong,
+        };
         Ok(Outcome { run, ended, events, check })
+    }
+
+    /// Shows what the run has captured, and what was read out of it.
+    async fn tell_files(&self, scene: Scene, run: RunId) -> anyhow::Result<Result<(), String>> {
+        let mut files: Vec<v1::Artifact> = self.client.artifacts(run, Vec::new()).try_collect().await?;
+        files.reverse();
+        for file in &files {
+            let data = file.data.as_deref().map_or_else(String::new, |data| format!(", data: {}", shortened(data)));
+            self.say(format!("file: {} ({}, {} bytes{data}) {}", file.name, file.mime_type, file.size_bytes, file.id))?;
+        }
+        // The bills as PDF, and the list of them.
+        let wanted = scene.bills().map_or(0, |bills| bills + 1);
+        Ok(if files.len() == wanted { Ok(()) } else { Err(format!("with {} files, not {wanted}", files.len())) })
     }
 
     fn say(&self, text: impl AsRef<str>) -> anyhow::Result<()> {
@@ -188,16 +214,19 @@ async fn until(
 
 /// What a run that completed must have brought home.
 fn check_output(scene: Scene, output: &Value) -> Result<(), String> {
-    let wanted = match scene {
-        Scene::Interaction => 3,
-        Scene::Review => 2,
-        Scene::Cancel | Scene::Timeout | Scene::Misfit => return Ok(()),
-    };
+    let Some(wanted) = scene.bills() else { return Ok(()) };
     match output["bills"].as_array().map(Vec::len) {
         Some(found) if found == wanted => Ok(()),
         Some(found) => Err(format!("with {found} bills, not {wanted}")),
         None => Err("without bills".to_owned()),
     }
+}
+
+/// The beginning of some JSON.
+fn shortened(json: &[u8]) -> String {
+    let text = String::from_utf8_lossy(json);
+    let shown: String = text.chars().take(60).collect();
+    if shown.len() < text.len() { format!("{shown}…") } else { shown }
 }
 
 fn glance(output: &Value) -> String {

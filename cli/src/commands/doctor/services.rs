@@ -10,12 +10,13 @@ use serde::Deserialize;
 use super::Finding;
 
 /// What a stack needs, and what is amiss without it.
-const SERVICES: [(&str, &str); 5] = [
+const SERVICES: [(&str, &str); 6] = [
     ("dispatcher", "no run is accepted"),
     ("session-pool", "no run gets a session"),
     ("timeout-watcher", "what hangs is not stopped"),
     ("notifier", "no event is told on as JSON"),
     ("vault", "no run gets its credential"),
+    ("storage", "no file is kept: runs that capture one wait for it"),
 ];
 
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -140,6 +141,7 @@ mod tests {
                 ("timeout-watcher".to_owned(), Health::Wrong),
                 ("notifier".to_owned(), Health::Wrong),
                 ("vault".to_owned(), Health::Wrong),
+                ("storage".to_owned(), Health::Wrong),
             ]
         );
     }

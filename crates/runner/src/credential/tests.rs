@@ -12,6 +12,7 @@ use super::*;
 use crate::activity::Activities;
 use crate::control::{Control, Execution};
 use crate::report::{Reports, Waiting, What};
+use crate::transport::Shelf;
 
 const SECRET: &str = "GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ";
 
@@ -72,7 +73,7 @@ fn control(fake: &Arc<Fake>) -> (Control, Waiting) {
     safe.clock = paused_clock;
     let (reports, waiting) = Reports::new();
     let execution = Arc::new(Execution::new(run_id, 7, session_id, safe));
-    (Control { execution, reports, activities: Activities::new().0 }, waiting)
+    (Control { execution, reports, activities: Activities::new().0, shelf: Shelf::default() }, waiting)
 }
 
 fn question(kind: &str, field: &str) -> Question {

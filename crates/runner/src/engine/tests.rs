@@ -104,7 +104,7 @@ fn bench(fake: Fake, capacity: usize) -> Bench {
     let (losses, lost) = mpsc::unbounded_channel();
     let log = Arc::clone(&fake.log);
     let id = RunnerId::from_uuid(Uuid::now_v7());
-    let engine = Engine::new(fake, id, capacity, reports, Activities::new().0, losses, None);
+    let engine = Engine::new(fake, id, capacity, reports, Activities::new().0, Shelf::default(), losses, None);
     Bench { engine, log, reports: waiting, losses: lost }
 }
 

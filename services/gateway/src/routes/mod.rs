@@ -8,6 +8,7 @@ mod runners;
 mod runs;
 mod sessions;
 mod sources;
+pub(crate) mod storage;
 mod tasks;
 
 use std::str::FromStr;
@@ -28,6 +29,7 @@ pub fn all() -> (Router<Arc<Gateway>>, OpenApi) {
     OpenApiRouter::new()
         .merge(tasks::routes())
         .merge(runs::routes())
+        .merge(storage::routes())
         .merge(sessions::routes())
         .merge(runners::routes())
         .merge(events::routes())

@@ -6,6 +6,7 @@ use std::time::Duration;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
+use errand_core::artifact::ArtifactKind;
 use errand_core::run::{RunResult, RunStatus};
 use errand_core::{Error, ErrorCode, RunId};
 use errand_proto::{json, v1};
@@ -13,7 +14,7 @@ use serde_json::{Value, json};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::{PathId, pages};
+use super::{PathId, pages, storage};
 use crate::answer::{Answer, Result};
 use crate::auth::Access;
 use crate::backend::present;
@@ -38,7 +39,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Gateway>> {
         .routes(routes!(list_run_events))
 }
 
-fn run_id(id: &PathId) -> std::result::Result<RunId, Error> {
+pub(super) fn run_id(id: &PathId) -> std::result::Result<RunId, Error> {
     id.read(ErrorCode::TASK_RUN_NOT_FOUND, "task run")
 }
 
@@ -132,10 +133,11 @@ impl Include {
             value["events"] = answer.events.iter().map(json::event).collect();
         }
         if self.storage {
-            value["storage"] = json!([]);
+            value["storage"] = storage::of_run(gateway, access, run, ArtifactKind::File).await?;
         }
         if self.screenshots {
-            value["artifacts"] = json!({"screenshots": []});
+            let screenshots = storage::of_run(gateway, access, run, ArtifactKind::Screenshot).await?;
+            value["artifacts"] = json!({"screenshots": screenshots});
         }
         Ok(value)
     }

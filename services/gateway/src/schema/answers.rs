@@ -89,7 +89,7 @@ pub struct Interaction {
 /// Images captured during a run.
 #[derive(ToSchema)]
 pub struct Artifacts {
-    pub screenshots: Vec<HashMap<String, Value>>,
+    pub screenshots: Vec<Storage>,
 }
 
 /// One execution of a task.
@@ -146,7 +146,7 @@ pub struct TaskRun {
     /// With `include=input`.
     pub input: Option<Value>,
     /// With `include=storage`: files captured.
-    pub storage: Option<Vec<HashMap<String, Value>>>,
+    pub storage: Option<Vec<Storage>>,
     /// With `include=screenshots`.
     pub artifacts: Option<Artifacts>,
     /// With `include=events`: the run's timeline, oldest first.
@@ -175,6 +175,8 @@ lists! {
     TaskRunList of TaskRun;
     /// A page of tasks, newest first.
     TaskList of Task;
+    /// A page of artifacts, newest first.
+    StorageList of Storage;
     /// A page of sessions, newest first.
     SessionList of Session;
     /// A page of runners, newest first.
@@ -193,6 +195,55 @@ lists! {
     SourceList of Source;
     /// A page of credentials, newest first.
     CredentialList of Credential;
+}
+
+/// What becomes of the files that a task's runs capture.
+#[derive(ToSchema)]
+pub struct TaskStorage {
+    pub enabled: bool,
+    pub extraction: bool,
+    /// JSON Schema; null: anything fits.
+    pub extraction_schema: Value,
+    pub deduplication: bool,
+}
+
+/// What an artifact is to its reader.
+#[derive(ToSchema)]
+#[schema(rename_all = "snake_case")]
+pub enum ArtifactKind {
+    File,
+    Screenshot,
+}
+
+/// A file or screenshot that a run has captured.
+#[derive(ToSchema)]
+pub struct Storage {
+    pub id: String,
+    /// `storage`
+    pub object: String,
+    pub kind: ArtifactKind,
+    pub name: String,
+    pub mime_type: String,
+    pub size_bytes: u64,
+    pub sha256: String,
+    pub task_run_id: String,
+    pub task_id: String,
+    pub attempt: u32,
+    /// What was extracted from it.
+    pub data: Value,
+    /// Why nothing was, although it was asked for.
+    pub errors: Vec<ErrorEntry>,
+    #[schema(format = DateTime)]
+    pub created_at: String,
+    /// When it is deleted; null: never.
+    #[schema(required, format = DateTime)]
+    pub expires_at: Option<String>,
+    /// Its content, for anybody who has this link.
+    pub url: String,
+    #[schema(format = DateTime)]
+    pub url_expires_at: String,
+    /// Of the answer; those in a list have none.
+    pub request_id: Option<String>,
 }
 
 /// How runs of a task are bounded and treated.
@@ -222,6 +273,7 @@ pub struct TaskSettings {
     "settings": {"timeout_seconds": 30, "inactivity_seconds": 10, "interaction_seconds": 600, "queue_seconds": 600,
         "max_attempts": 2, "retry_on": ["session_lost"], "review": false, "review_seconds": null,
         "reuse_session": false, "priority": 0},
+    "storage": {"enabled": true, "extraction": false, "extraction_schema": null, "deduplication": false},
     "created_at": "2026-05-01T12:00:00.000Z", "updated_at": "2026-05-01T12:00:00.000Z",
     "request_id": "req_01h455vb4pex5vsknk084sn02q"
 }))]
@@ -241,6 +293,7 @@ pub struct Task {
     /// JSON Schema; null: anything fits.
     pub output_schema: Value,
     pub settings: TaskSettings,
+    pub storage: TaskStorage,
     #[schema(format = DateTime)]
     pub created_at: String,
     #[schema(format = DateTime)]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use errand_core::task::{Definition, RetryOn, Settings};
+use errand_core::task::{Definition, RetryOn, Settings, Storage};
 use errand_core::{Error, ErrorCode};
 use errand_secret::SecretText;
 use serde::Deserialize;
@@ -122,6 +122,48 @@ impl SettingsInput {
     }
 }
 
+/// What becomes of the files that runs capture. What is absent stays as it is (in a new task: at its default), null means
+/// the default.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StorageInput {
+    /// Whether they are kept at all; true by default.
+    #[serde(default, deserialize_with = "given")]
+    #[schema(value_type = Option<bool>)]
+    pub enabled: Option<Option<bool>>,
+    /// Whether structured data is made of those to which the agent gave none.
+    #[serde(default, deserialize_with = "given")]
+    #[schema(value_type = Option<bool>)]
+    pub extraction: Option<Option<bool>>,
+    /// JSON Schema that each file's data must fit; null: anything fits.
+    #[serde(default, deserialize_with = "given")]
+    #[schema(value_type = Option<Value>)]
+    pub extraction_schema: Option<Option<Value>>,
+    /// Whether equal files of the task's runs share their bytes.
+    #[serde(default, deserialize_with = "given")]
+    #[schema(value_type = Option<bool>)]
+    pub deduplication: Option<Option<bool>>,
+}
+
+impl StorageInput {
+    /// Changes what is given.
+    pub fn apply(self, storage: &mut Storage) {
+        let default = Storage::default();
+        if let Some(enabled) = self.enabled {
+            storage.enabled = enabled.unwrap_or(default.enabled);
+        }
+        if let Some(extraction) = self.extraction {
+            storage.extraction = extraction.unwrap_or(default.extraction);
+        }
+        if let Some(schema) = self.extraction_schema {
+            storage.extraction_schema = schema;
+        }
+        if let Some(deduplication) = self.deduplication {
+            storage.deduplication = deduplication.unwrap_or(default.deduplication);
+        }
+    }
+}
+
 /// A task to be made.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -152,6 +194,9 @@ pub struct CreateTask {
     /// Times, attempts, review.
     #[serde(default)]
     pub settings: Option<SettingsInput>,
+    /// What becomes of the files that runs capture.
+    #[serde(default)]
+    pub storage: Option<StorageInput>,
 }
 
 /// A change of a task: what is absent stays as it is.
@@ -184,6 +229,9 @@ pub struct UpdateTask {
     /// Times, attempts, review.
     #[serde(default)]
     pub settings: Option<SettingsInput>,
+    /// What becomes of the files that runs capture.
+    #[serde(default)]
+    pub storage: Option<StorageInput>,
 }
 
 fn agent(text: &str) -> Result<errand_core::AgentId, Error> {
@@ -198,6 +246,10 @@ impl TryFrom<CreateTask> for Definition {
         if let Some(given) = task.settings {
             given.apply(&mut settings);
         }
+        let mut storage = Storage::default();
+        if let Some(given) = task.storage {
+            given.apply(&mut storage);
+        }
         let definition = Self {
             name: task.name,
             agent_id: agent(&task.agent_id)?,
@@ -206,6 +258,7 @@ impl TryFrom<CreateTask> for Definition {
             input_schema: task.input_schema,
             output_schema: task.output_schema,
             settings,
+            storage,
         };
         definition.check()?;
         Ok(definition)
@@ -238,6 +291,9 @@ impl UpdateTask {
         }
         if let Some(settings) = self.settings {
             settings.apply(&mut definition.settings);
+        }
+        if let Some(storage) = self.storage {
+            storage.apply(&mut definition.storage);
         }
         definition.check()
     }

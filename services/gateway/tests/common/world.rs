@@ -61,6 +61,7 @@ impl World {
         let mut stack = Stack::new(kind);
         stack.start(Role::Dispatcher, &["--log", "warn"]);
         stack.start(Role::SessionPool, &["--log", "warn", "--heartbeat-seconds", "1"]);
+        stack.start(Role::Storage, &["--log", "warn"]);
         stack.start(Role::TimeoutWatcher, &["--log", "warn"]);
         stack.start(Role::Vault, &["--log", "warn"]);
         stack.start(Role::Scripted, &["--log", "warn", "--capacity", "200"]);

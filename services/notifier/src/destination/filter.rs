@@ -98,6 +98,7 @@ impl Filter {
             Some(Data::Run(run)) => (Some(&run.task_id), Some(&run.agent_id), Some(&run.metadata)),
             Some(Data::Session(session)) => (None, Some(&session.agent_id), None),
             Some(Data::Task(task)) => (Some(&task.id), Some(&task.agent_id), None),
+            Some(Data::Storage(storage)) => (Some(&storage.task_id), None, None),
             Some(Data::Destination(_) | Data::Credential(_)) | None => (None, None, None),
         };
         let any_of = |wanted: &[String], value: Option<&String>| {

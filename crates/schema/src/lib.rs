@@ -2,7 +2,7 @@
 
 use errand_core::task::depth_exceeds;
 use errand_core::{Error, ErrorCode, limits};
-use jsonschema::Validator;
+pub use jsonschema::Validator;
 use serde_json::Value;
 
 /// Compiles a task's schema.
