@@ -43,6 +43,8 @@ pub enum Role {
     Vault,
     /// Runs programs as agents.
     Exec,
+    /// Drives browsers.
+    Browser,
     /// A runner whose agent does what the input says: `src/bin/errand-tests-runner.rs`.
     Scripted,
 }
@@ -58,6 +60,7 @@ impl Role {
             Self::Notifier => "errand-notifier",
             Self::Vault => "errand-vault",
             Self::Exec => "errand-exec",
+            Self::Browser => "errand-browser",
             Self::Scripted => "errand-tests-runner",
         }
     }
@@ -70,7 +73,7 @@ impl Role {
             Self::TimeoutWatcher => "timeout-watcher",
             Self::Notifier => "notifier",
             Self::Vault => "vault",
-            Self::Exec | Self::Scripted => "errand-runner",
+            Self::Exec | Self::Browser | Self::Scripted => "errand-runner",
         }
     }
 

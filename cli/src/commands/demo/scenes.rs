@@ -24,9 +24,11 @@ pub(super) enum Scene {
     Cancel,
     Timeout,
     Misfit,
+    Browser,
 }
 
-pub(super) const SCENES: [Scene; 5] = [Scene::Interaction, Scene::Review, Scene::Cancel, Scene::Timeout, Scene::Misfit];
+pub(super) const SCENES: [Scene; 6] =
+    [Scene::Interaction, Scene::Review, Scene::Cancel, Scene::Timeout, Scene::Misfit, Scene::Browser];
 
 impl Scene {
     pub(super) const fn title(self) -> &'static str {
@@ -36,12 +38,18 @@ impl Scene {
             Self::Cancel => "is canceled while it executes",
             Self::Timeout => "shows no activity, and times out",
             Self::Misfit => "has input that does not fit",
+            Self::Browser => "works in a real browser, asks for a code there, and completes",
         }
+    }
+
+    /// Whether it is played only where there is a Chromium.
+    pub(super) const fn needs_browser(self) -> bool {
+        matches!(self, Self::Browser)
     }
 
     pub(super) const fn expected(self) -> &'static str {
         match self {
-            Self::Interaction | Self::Review => "completed",
+            Self::Interaction | Self::Review | Self::Browser => "completed",
             Self::Cancel => "canceled",
             Self::Timeout => "failed task/timeout",
             Self::Misfit => "failed request/input_invalid",
@@ -51,7 +59,7 @@ impl Scene {
     /// The statuses that a subscriber must hear of.
     pub(super) const fn events(self) -> &'static [&'static str] {
         match self {
-            Self::Interaction => &["queued", "running", "interaction_required", "running", "completed"],
+            Self::Interaction | Self::Browser => &["queued", "running", "interaction_required", "running", "completed"],
             Self::Review => &["queued", "running", "interaction_required", "running", "review_required", "completed"],
             Self::Cancel => &["queued", "running", "canceling", "canceled"],
             Self::Timeout => &["queued", "running", "failed"],
@@ -92,7 +100,7 @@ impl Stage<'_> {
             self.say(format!("submitted {run}"))?;
         }
         match scene {
-            Scene::Interaction => self.answer(run, &mut events).await?,
+            Scene::Interaction | Scene::Browser => self.answer(run, &mut events).await?,
             Scene::Review => {
                 self.answer(run, &mut events).await?;
                 until(&mut events, RunStatus::ReviewRequired).await?;
@@ -124,6 +132,7 @@ impl Stage<'_> {
             Scene::Cancel => ("portal-bills", object!({"email": "alan@example.com", "pause_seconds": 60})),
             Scene::Timeout => ("portal-bills-impatient", object!({"email": "edsger@example.com", "hang": true})),
             Scene::Misfit => ("portal-bills", object!({})),
+            Scene::Browser => ("portal-bills-browser", object!({"email": "barbara@example.com", "limit": 9})),
         };
         let mut input = input;
         input["portal_url"] = self.portal.url.clone().into();
@@ -191,6 +200,8 @@ fn check_output(scene: Scene, output: &Value) -> Result<(), String> {
     let wanted = match scene {
         Scene::Interaction => 3,
         Scene::Review => 2,
+        // Of two pages.
+        Scene::Browser => 9,
         Scene::Cancel | Scene::Timeout | Scene::Misfit => return Ok(()),
     };
     match output["bills"].as_array().map(Vec::len) {
