@@ -216,8 +216,12 @@ impl Browser {
             failed => {
                 browser.end().await;
                 let words = words.lock().unwrap_or_else(PoisonError::into_inner);
-                tracing::warn!(words = %String::from_utf8_lossy(&words), "a browser did not start");
+                let words = String::from_utf8_lossy(&words);
+                tracing::warn!(%words, "a browser did not start");
                 Err(match failed {
+                    _ if words.contains("No usable sandbox") => {
+                        "this machine does not allow Chromium's sandbox; --no-sandbox does without".to_owned()
+                    }
                     Ok(Err(error)) => error.to_string(),
                     _ => format!("it was not ready within {} s", START.as_secs()),
                 })

@@ -8,8 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use errand_core::{Error, ErrorCode};
 use errand_process::{RunFolders, Work};
-use futures::FutureExt;
-use futures::future::BoxFuture;
+use errand_runner::Ending;
 use serde_json::{Value, json};
 
 /// One file.
@@ -38,35 +37,20 @@ pub(crate) struct Captured {
     pub(crate) data: Option<Value>,
 }
 
-/// Takes the files of one run. The store for artifacts implements this; until then [`Folder`] does.
-pub(crate) trait Captures: Send + Sync {
-    /// Takes one; the name that it has got.
-    fn take(&self, file: Captured) -> BoxFuture<'_, Result<String, Error>>;
-}
-
-/// Keeps files in the run's folder, as the exec runner does, with a list of them beside.
-pub(crate) struct Folder {
+/// Takes the files of one run: keeps them in the run's folder, as the exec runner does, with a list of them beside.
+pub(crate) struct Files {
     work: Arc<Work>,
     folders: RunFolders,
     names: Arc<Mutex<HashSet<String>>>,
 }
 
-impl Folder {
+impl Files {
     pub(crate) fn new(work: Arc<Work>, folders: RunFolders) -> Self {
         Self { work, folders, names: Arc::default() }
     }
-}
 
-impl Drop for Folder {
-    fn drop(&mut self) {
-        if let Err(error) = self.work.end_run(&self.folders) {
-            tracing::warn!(%error, "a run's folder could not be tidied up");
-        }
-    }
-}
-
-impl Captures for Folder {
-    fn take(&self, file: Captured) -> BoxFuture<'_, Result<String, Error>> {
+    /// Takes one; the name that it has got.
+    pub(crate) async fn take(&self, file: Captured) -> Result<String, Error> {
         let (files, log, names) = (self.folders.files.clone(), self.folders.log.clone(), Arc::clone(&self.names));
         let keeping = tokio::task::spawn_blocking(move || {
             let name = {
@@ -83,9 +67,20 @@ impl Captures for Folder {
             })?;
             Ok(name)
         });
-        keeping
-            .map(|kept| kept.unwrap_or_else(|_| Err(ErrorCode::STORAGE_ERROR.with("a file could not be kept"))))
-            .boxed()
+        keeping.await.unwrap_or_else(|_| Err(ErrorCode::STORAGE_ERROR.with("a file could not be kept")))
+    }
+
+    /// How the run ends once all of its files have been seen to: what sends them away has its say here.
+    pub(crate) async fn end(self, ending: Ending) -> Ending {
+        ending
+    }
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        if let Err(error) = self.work.end_run(&self.folders) {
+            tracing::warn!(%error, "a run's folder could not be tidied up");
+        }
     }
 }
 

@@ -13,14 +13,16 @@ const APPLICATIONS: [&str; 2] = [
     "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
 ];
 
-/// Finds the browser: the one that is named, else the first in `PATH` or among the applications.
+/// Finds the browser: the one that is named, here or in `ERRAND_CHROMIUM`, else the first in `PATH` or among the
+/// applications.
 ///
 /// # Errors
 /// Where there is none; one line that says what to do.
 pub fn find(named: Option<&Path>) -> Result<PathBuf, String> {
-    if let Some(path) = named {
+    let of_environment = || std::env::var_os("ERRAND_CHROMIUM").filter(|path| !path.is_empty()).map(PathBuf::from);
+    if let Some(path) = named.map(Path::to_owned).or_else(of_environment) {
         return if path.is_file() {
-            Ok(path.to_owned())
+            Ok(path)
         } else {
             Err(format!("there is no Chromium at {} (ERRAND_CHROMIUM, --chromium)", path.display()))
         };
@@ -161,6 +163,24 @@ pub(crate) const PREFERENCES: &str = r#"{"plugins":{"always_open_pdf_externally"
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_sandbox_and_the_port_are_as_they_were_asked_for() {
+        let mut launch = Launch {
+            program: "chromium".into(),
+            headless: true,
+            sandbox: true,
+            attachable: false,
+            viewport: Viewport { width: 800, height: 600 },
+            locale: None,
+            time_zone: None,
+            user_agent: None,
+        };
+        let has = |launch: &Launch, flag: &str| launch.command(Path::new("/p"), 1).iter().any(|part| part == flag);
+        assert!(!has(&launch, "--no-sandbox") && !has(&launch, "--remote-debugging-port=0"));
+        (launch.sandbox, launch.attachable) = (false, true);
+        assert!(has(&launch, "--no-sandbox") && has(&launch, "--remote-debugging-port=0"));
+    }
 
     #[test]
     fn a_browser_that_is_named_and_missing_is_said_in_one_line() {

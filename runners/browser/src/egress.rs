@@ -13,6 +13,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use base64::Engine;
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream, lookup_host};
 use tokio::sync::Semaphore;
@@ -100,18 +102,30 @@ pub(crate) struct Egress {
 
 type Refusals = Mutex<VecDeque<(String, Refusal)>>;
 
+/// Looks a name up.
+type Lookup = fn(String, u16) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>>;
+
+fn of_system(host: String, port: u16) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> {
+    async move { Ok(lookup_host((host, port)).await?.collect()) }.boxed()
+}
+
 struct Gate {
     rules: Rules,
     upstream: Option<Upstream>,
+    lookup: Lookup,
     refusals: Arc<Refusals>,
 }
 
 impl Egress {
     pub(crate) async fn open(rules: Rules, upstream: Option<Upstream>) -> io::Result<Self> {
+        Self::with(rules, upstream, of_system).await
+    }
+
+    async fn with(rules: Rules, upstream: Option<Upstream>, lookup: Lookup) -> io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let port = listener.local_addr()?.port();
         let refusals = Arc::new(Refusals::default());
-        let gate = Arc::new(Gate { rules, upstream, refusals: Arc::clone(&refusals) });
+        let gate = Arc::new(Gate { rules, upstream, lookup, refusals: Arc::clone(&refusals) });
         let serving = AbortOnDropHandle::new(tokio::spawn(serve(listener, gate)));
         Ok(Self { port, refusals, _serving: serving })
     }
@@ -200,7 +214,7 @@ impl Gate {
         }
         let found: Vec<SocketAddr> = match literal {
             Some(address) => vec![SocketAddr::new(address, port)],
-            None => lookup_host((host, port)).await.map_err(|_| Refusal::Unknown)?.collect(),
+            None => (self.lookup)(host.to_owned(), port).await.map_err(|_| Refusal::Unknown)?,
         };
         if found.is_empty() {
             return Err(Refusal::Unknown);
@@ -369,6 +383,42 @@ mod tests {
         assert_eq!(ask(egress.port(), "no-such-name.invalid", port).await.0, 4);
         assert_eq!(egress.refusal("no-such-name.invalid"), Some(Refusal::Unknown));
         assert_eq!(egress.refusal("other"), None);
+    }
+
+    #[tokio::test]
+    async fn a_name_that_is_rebound_reaches_nothing_within() {
+        use std::sync::atomic::{AtomicU16, Ordering};
+
+        static LOOKS: AtomicU16 = AtomicU16::new(0);
+        const OUTSIDE: Ipv4Addr = Ipv4Addr::LOCALHOST;
+        const WITHIN: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+
+        /// Outside at first, then within, then both.
+        fn rebinding(_host: String, port: u16) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> {
+            let found: &[Ipv4Addr] = match LOOKS.fetch_add(1, Ordering::SeqCst) {
+                0 => &[OUTSIDE],
+                1 => &[WITHIN],
+                _ => &[WITHIN, OUTSIDE],
+            };
+            let found = found.iter().map(|address| SocketAddr::new((*address).into(), port)).collect();
+            std::future::ready(Ok(found)).boxed()
+        }
+
+        let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let rules = Rules { allowed: vec!["127.0.0.1".parse().unwrap()] };
+        let egress = Egress::with(rules, None, rebinding).await.unwrap();
+        for (expected, looks) in [(0, 1), (2, 2), (0, 3)] {
+            let (code, stream) = ask(egress.port(), "rebound.example", port).await;
+            // One look for each connection: what was checked is what is connected to.
+            assert_eq!((code, LOOKS.load(Ordering::SeqCst)), (expected, looks));
+            if code == 0 {
+                let (reached, _) = listener.accept().await.unwrap();
+                assert_eq!(reached.local_addr().unwrap().ip(), IpAddr::from(OUTSIDE));
+            }
+            drop(stream);
+        }
+        assert_eq!(egress.refusal("rebound.example"), Some(Refusal::Private));
     }
 
     #[tokio::test]

@@ -14,13 +14,13 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::browser::Browser;
-use crate::captures::Folder;
+use crate::captures::Files;
 use crate::chromium::Launch;
 use crate::egress::{Egress, Upstream};
 use crate::net::Rules;
 use crate::page::Page;
 use crate::program::{PageSettings, Program, Steps};
-use crate::run::{Broken, Machine, NoCredentials};
+use crate::run::{Broken, Machine};
 
 /// Browsers that start at the same time: more of them are no sooner there.
 const STARTING: usize = 4;
@@ -139,7 +139,12 @@ impl Browsers {
             Ok(Ok(folders)) => folders,
             _ => return Ending::SessionLost("the run's folder cannot be made".to_owned()),
         };
-        let captures = Folder::new(Arc::clone(&self.work), folders);
+        let files = Files::new(Arc::clone(&self.work), folders);
+        let ending = self.steps_with(live, &steps, run, control, &files).await;
+        files.end(ending).await
+    }
+
+    async fn steps_with(&self, live: &Live, steps: &Steps, run: &Assigned, control: &Control, files: &Files) -> Ending {
         let settings = merged(self.common.settings(), &steps.settings);
         let prepared = async {
             live.browser.tidy().await?;
@@ -152,7 +157,7 @@ impl Browsers {
             let error = ErrorCode::AGENT_ERROR.with(format!("settings: {error}")).at("program.settings");
             return Ending::Failed(vec![error]);
         }
-        let mut machine = match Machine::new(&live.browser, control, &captures, &NoCredentials, run) {
+        let mut machine = match Machine::new(&live.browser, control, files, run) {
             Ok(machine) => machine,
             Err(error) => return Ending::Failed(vec![error]),
         };
@@ -160,7 +165,7 @@ impl Browsers {
             biased;
             () = live.browser.cdp.closed().cancelled() => Broken::Lost,
             _ = control.stop() => Broken::Stopped,
-            done = machine.execute(&steps) => match done {
+            done = machine.execute(steps) => match done {
                 Ok(output) => return Ending::Finished(output),
                 Err(broken) => broken,
             },

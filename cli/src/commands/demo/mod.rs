@@ -82,7 +82,7 @@ pub(crate) async fn run(args: DemoArgs, out: Output) -> anyhow::Result<()> {
         return Err(error);
     }
     teller.say(format!(
-        "NATS server, dispatcher, session-pool, timeout-watcher, notifier and {} are up ({:.2} s).",
+        "NATS server, dispatcher, session-pool, timeout-watcher, notifier, vault and {} are up ({:.2} s).",
         if browsers { "two runners" } else { "a runner" },
         started.elapsed().as_secs_f64()
     ))?;

@@ -144,9 +144,8 @@ impl Checker {
                 }
                 self.template(&fail.message)
             }
-            Action::Press(_) | Action::Break | Action::UseCredential | Action::When { .. } | Action::ForEach { .. } => {
-                Ok(())
-            }
+            Action::Press(_) | Action::Break | Action::UseCredential | Action::AuthOk => Ok(()),
+            Action::When { .. } | Action::ForEach { .. } => Ok(()),
         }
     }
 

@@ -91,6 +91,7 @@ pub(crate) enum Action {
     Screenshot(Screenshot),
     Ask(Ask),
     UseCredential,
+    AuthOk,
     Set(BTreeMap<String, Dynamic>),
     Fail(Fail),
 }
@@ -114,6 +115,7 @@ impl Action {
             Self::Screenshot(_) => "screenshot",
             Self::Ask(_) => "ask",
             Self::UseCredential => "use_credential",
+            Self::AuthOk => "auth_ok",
             Self::Set(_) => "set",
             Self::Fail(_) => "fail",
         }

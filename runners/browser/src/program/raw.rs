@@ -129,10 +129,13 @@ pub(super) struct Step {
     /// Asks the user.
     #[serde(default, deserialize_with = "some")]
     ask: Option<Ask>,
-    /// Makes the run's credential known as `{{credential.username}}`, `{{credential.password}}`, `{{credential.totp}}`
-    /// to `fill`, and only there; always `true`.
+    /// Makes the run's credential known as `{{credential.username}}`, `.password`, `.api_key` and `.totp` (the next
+    /// one-time code) to `fill`, and only there; always `true`.
     #[serde(default, deserialize_with = "some")]
     use_credential: Option<bool>,
+    /// Says that the source has taken the credential: it is `verified` then; always `true`.
+    #[serde(default, deserialize_with = "some")]
+    auth_ok: Option<bool>,
     /// Sets variables: `{{vars.name}}`.
     #[serde(default, deserialize_with = "some")]
     set: Option<BTreeMap<String, Dynamic>>,
@@ -141,7 +144,7 @@ pub(super) struct Step {
     fail: Option<FailForm>,
 }
 
-const ACTIONS: [&str; 17] = [
+const ACTIONS: [&str; 18] = [
     "goto",
     "fill",
     "click",
@@ -157,6 +160,7 @@ const ACTIONS: [&str; 17] = [
     "screenshot",
     "ask",
     "use_credential",
+    "auth_ok",
     "set",
     "fail",
 ];
@@ -197,7 +201,8 @@ impl TryFrom<Step> for super::Step {
         if step.r#do.is_some() != step.for_each.is_some() {
             return Err("for_each and do belong together".to_owned());
         }
-        for (word, value) in [("break", step.r#break), ("use_credential", step.use_credential)] {
+        let always = [("break", step.r#break), ("use_credential", step.use_credential), ("auth_ok", step.auth_ok)];
+        for (word, value) in always {
             if value == Some(false) {
                 return Err(format!("{word} is always true"));
             }
@@ -231,6 +236,7 @@ fn action(step: Step) -> Result<Action, String> {
         step.screenshot.map(Action::Screenshot),
         step.ask.map(Action::Ask),
         step.use_credential.map(|_| Action::UseCredential),
+        step.auth_ok.map(|_| Action::AuthOk),
         step.set.map(Action::Set),
         fail,
     ];

@@ -106,6 +106,11 @@ impl Ref {
         Ok(Self { root, keys, default, source: source.trim().to_owned() })
     }
 
+    /// Whether it is `root.key`.
+    pub(crate) fn is(&self, root: &Root, key: &str) -> bool {
+        self.root == *root && self.keys == [key]
+    }
+
     fn value(&self, scope: &impl Scope) -> Result<Value, String> {
         let found = scope.root(&self.root).and_then(|root| {
             let mut value = &*root;

@@ -38,6 +38,7 @@ fn everything() -> Value {
             {"download": {"click": {"role": "link", "name": "CSV"}}},
             {"screenshot": {"name": "end", "full_page": true}},
             {"set": {"n": {"deep": ["{{run.id}}"]}}},
+            {"auth_ok": true},
             {"click": {"css": "a"}},
         ],
         "output": {"bills": "{{output.bills}}"},

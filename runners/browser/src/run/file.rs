@@ -44,7 +44,7 @@ impl Machine<'_> {
         };
         let data = download.data.as_ref().map(|data| data.value(self).map_err(template)).transpose()?;
         let captured = Captured { path: scrap.0.clone(), name, kind: CaptureKind::Storage, data };
-        let kept = self.captures.take(captured).await.map_err(|error| Failure::new(error.code, error.message))?;
+        let kept = self.files.take(captured).await.map_err(|error| Failure::new(error.code, error.message))?;
         self.control.alive();
         if let Some(into) = &download.into {
             let place = place(into).map_err(template)?;
@@ -188,7 +188,7 @@ impl Machine<'_> {
         let scrap = Scrap(self.browser.downloads.join(Uuid::now_v7().to_string()));
         fs::write(&scrap.0, bytes).await.map_err(|_| storage("the picture could not be written"))?;
         let captured = Captured { path: scrap.0.clone(), name, kind: CaptureKind::Screenshot, data: None };
-        let taken = self.captures.take(captured).await;
+        let taken = self.files.take(captured).await;
         taken.map(|_| ()).map_err(|error| Failure::new(error.code, error.message).into())
     }
 }

@@ -11,16 +11,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use errand_core::{Error, ErrorCode, limits};
-use errand_runner::{Assigned, Control};
+use errand_runner::{Assigned, Control, Credential};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde_json::{Map, Value, json};
 use tokio::time::{Instant, timeout};
+use zeroize::Zeroizing;
 
 use crate::browser::Browser;
-use crate::captures::Captures;
+use crate::captures::Files;
 use crate::cdp::CdpError;
-use crate::program::{Action, Dynamic, Over, Root, Scope, Step, Steps};
+use crate::program::{Action, Dynamic, Fill, Over, Root, Scope, Step, Steps};
 
 use failure::Failure;
 
@@ -32,22 +33,6 @@ const MAX_KEPT_BYTES: usize = 4 * 1024 * 1024;
 const UNRESPONSIVE: Duration = Duration::from_secs(2);
 /// How long the picture of a failure may take.
 const LAST_PICTURE: Duration = Duration::from_secs(10);
-
-/// Where a run's secrets come from: fields `username`, `password`, `totp` as far as there are any.
-pub(crate) trait Credentials: Send + Sync {
-    /// The secrets of the run's credential.
-    fn fetch<'a>(&'a self, run: &'a Assigned) -> BoxFuture<'a, Result<Value, Error>>;
-}
-
-/// Until credentials come to runners.
-pub(crate) struct NoCredentials;
-
-impl Credentials for NoCredentials {
-    fn fetch<'a>(&'a self, _run: &'a Assigned) -> BoxFuture<'a, Result<Value, Error>> {
-        let error = ErrorCode::AUTH_UNSUPPORTED.with("this runner is handed no credentials; ask the user instead");
-        std::future::ready(Err(error)).boxed()
-    }
-}
 
 /// Why a run does not go on.
 #[derive(Debug)]
@@ -79,6 +64,11 @@ fn template(what: String) -> Broken {
     Broken::Failed(Failure::new(ErrorCode::AGENT_ERROR, what))
 }
 
+/// Why there are no secrets.
+fn of_vault(error: Error) -> Broken {
+    Broken::Failed(Failure::new(error.code, error.message))
+}
+
 /// How steps go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Flow {
@@ -91,12 +81,13 @@ enum Flow {
 pub(crate) struct Machine<'a> {
     pub(crate) browser: &'a Browser,
     pub(crate) control: &'a Control,
-    pub(crate) captures: &'a dyn Captures,
-    pub(crate) credentials: &'a dyn Credentials,
+    pub(crate) files: &'a Files,
     pub(crate) run: &'a Assigned,
     input: Value,
     answer: Option<Value>,
-    credential: Option<Value>,
+    credential: Option<Credential>,
+    /// The one-time code for the step under way.
+    code: Option<Zeroizing<String>>,
     vars: Value,
     output: Value,
     items: Vec<(String, Value)>,
@@ -117,7 +108,7 @@ impl Scope for Machine<'_> {
             Root::Vars => Some(Cow::Borrowed(&self.vars)),
             Root::Output => Some(Cow::Borrowed(&self.output)),
             Root::Run => Some(Cow::Borrowed(&self.about)),
-            Root::Credential => self.credential.as_ref().map(Cow::Borrowed),
+            Root::Credential => self.credential.as_ref().map(|known| Cow::Owned(self.secrets(known))),
             Root::Item(name) => {
                 let found = self.items.iter().rev().find(|(own, _)| own == name);
                 found.map(|(_, value)| Cow::Borrowed(value))
@@ -130,8 +121,7 @@ impl<'a> Machine<'a> {
     pub(crate) fn new(
         browser: &'a Browser,
         control: &'a Control,
-        captures: &'a dyn Captures,
-        credentials: &'a dyn Credentials,
+        files: &'a Files,
         run: &'a Assigned,
     ) -> Result<Self, Error> {
         let input = if run.input.is_empty() { Ok(Value::Null) } else { serde_json::from_slice(&run.input) };
@@ -139,22 +129,34 @@ impl<'a> Machine<'a> {
         Ok(Self {
             browser,
             control,
-            captures,
-            credentials,
+            files,
             run,
             input,
             answer: None,
             credential: None,
+            code: None,
             vars: Value::Object(Map::new()),
             output: Value::Null,
             items: Vec::new(),
-            about: json!({"id": run.run_id.to_string(), "attempt": run.attempt}),
+            about: json!({"id": run.run_id.to_string(), "attempt": run.attempt,
+                "has_credential": run.credential_id.is_some()}),
             done: 0,
             kept: 0,
             percent: None,
             deadline: Instant::now(),
             allowed: Duration::ZERO,
         })
+    }
+
+    /// What templates see of the credential.
+    fn secrets(&self, known: &Credential) -> Value {
+        let fields = [
+            ("username", known.username()),
+            ("password", known.password()),
+            ("api_key", known.api_key()),
+            ("totp", self.code.as_ref().map(|code| code.as_str())),
+        ];
+        fields.into_iter().filter_map(|(name, text)| Some((name.to_owned(), Value::from(text?)))).collect()
     }
 
     /// Executes a program to its end; its output as JSON.
@@ -228,6 +230,15 @@ impl<'a> Machine<'a> {
             Action::Break => Ok(Flow::Break),
             // Only the user's own deadline runs.
             Action::Ask(ask) => self.ask(ask).await.map(|()| Flow::On),
+            // The vault's own deadline runs, not the page's.
+            Action::UseCredential => {
+                let credential = self.control.credential().await;
+                self.credential = Some(credential.map_err(of_vault)?);
+                Ok(Flow::On)
+            }
+            Action::Fill(fill) if fill.value.refs().any(|found| found.is(&Root::Credential, "totp")) => {
+                self.fill_code(fill).await.map(|()| Flow::On)
+            }
             action => self.within_time(|this| this.leaf(action).boxed()).await.map(|()| Flow::On),
         }
     }
@@ -266,9 +277,8 @@ impl<'a> Machine<'a> {
             Action::Extract(fields) => self.extract(fields).await,
             Action::Download(download) => self.download(download).await,
             Action::Screenshot(screenshot) => self.screenshot(screenshot).await,
-            Action::UseCredential => {
-                let secrets = self.credentials.fetch(self.run).await;
-                self.credential = Some(secrets.map_err(|error| Failure::new(error.code, error.message))?);
+            Action::AuthOk => {
+                self.control.auth_ok();
                 Ok(())
             }
             Action::Set(values) => self.set(values),
@@ -277,8 +287,22 @@ impl<'a> Machine<'a> {
                 Err(Failure::new(fail.code, message).into())
             }
             // They have been seen to above.
-            Action::When { .. } | Action::ForEach { .. } | Action::Break | Action::Ask(_) => Ok(()),
+            Action::When { .. } | Action::ForEach { .. } | Action::Break | Action::Ask(_) | Action::UseCredential => {
+                Ok(())
+            }
         }
+    }
+
+    /// The next one-time code is waited for, half a minute at most, before the step's time begins.
+    async fn fill_code(&mut self, fill: &Fill) -> Result<(), Broken> {
+        if self.credential.is_none() {
+            return Err(template("there is no credential.totp: use_credential comes first".to_owned()));
+        }
+        self.code = Some(self.control.totp().await.map_err(of_vault)?);
+        self.deadline = Instant::now() + self.allowed;
+        let filled = self.within_time(|this| this.fill(fill).boxed()).await;
+        self.code = None;
+        filled
     }
 
     fn set(&mut self, values: &std::collections::BTreeMap<String, Dynamic>) -> Result<(), Broken> {

@@ -33,16 +33,18 @@ impl World {
         // Said here: the runner would say it into a log.
         errand_browser::find_chromium(None).unwrap_or_else(|error| panic!("{error} (make tools-test)"));
         let mut stack = Stack::new(StoreKind::Sqlite);
-        for role in [Role::Dispatcher, Role::TimeoutWatcher] {
+        for role in [Role::Dispatcher, Role::TimeoutWatcher, Role::Vault] {
             stack.start(role, &["--log", "warn"]);
         }
         stack.start(Role::SessionPool, &["--log", "warn", "--heartbeat-seconds", "1", "--runner-lost-seconds", "6"]);
         let work = stack.folder().join("work");
         let work_text = work.to_str().unwrap().to_owned();
-        let mut args = vec!["--log", "info,errand_browser=debug", "--work", &work_text];
+        let mut args = vec!["--work", &work_text];
         args.extend(more);
-        if !more.contains(&"--capacity") {
-            args.extend(["--capacity", "2"]);
+        for (name, usual) in [("--capacity", "2"), ("--log", "info,errand_browser=debug")] {
+            if !more.contains(&name) {
+                args.extend([name, usual]);
+            }
         }
         stack.start(Role::Browser, &args);
         stack.ready().await;
@@ -125,14 +127,15 @@ impl World {
         self.stack.service(Role::Browser).process().pid()
     }
 
-    /// Ends the runner, and sees that nothing is left of what it had started.
-    pub(crate) async fn end(mut self) {
+    /// Ends the runner, and sees that nothing is left of what it had started. What has been written stays with the rest.
+    pub(crate) async fn end(mut self) -> Stack {
         let family = descendants(self.runner_pid());
         self.stack.service(Role::Browser).process().terminate();
         gone(&family).await;
         assert_eq!(browsers(&self.work), [0u32; 0]);
         let left: Vec<_> = std::fs::read_dir(&self.work).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(left, ["runs"], "the runner's own folder goes with it");
+        self.stack
     }
 }
 
@@ -210,16 +213,30 @@ impl Portal {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// The code of the newest mail to an address.
-    pub(crate) async fn code(&self, email: &str, reference: &str) -> String {
+    async fn ask(&self, line: &str, body: &str) -> String {
         let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await.unwrap();
-        let email = email.replace('+', "%2B");
         let request = format!(
-            "GET /_mailbox?email={email}&reference={reference} HTTP/1.1\r\nhost: portal\r\nconnection: close\r\n\r\n"
+            "{line} HTTP/1.1\r\nhost: portal\r\nconnection: close\r\ncontent-type: application/json\r\n\
+             content-length: {}\r\n\r\n{body}",
+            body.len()
         );
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    /// A customer with a password and an authenticator app.
+    pub(crate) async fn open_account(&self, email: &str, password: &str, totp_secret: &str) {
+        let account = json!({"email": email, "password": password, "totp_secret": totp_secret});
+        let answer = self.ask("POST /_test/account", &account.to_string()).await;
+        assert!(answer.contains(" 200 "), "{answer}");
+    }
+
+    /// The code of the newest mail to an address.
+    pub(crate) async fn code(&self, email: &str, reference: &str) -> String {
+        let email = email.replace('+', "%2B");
+        let answer = self.ask(&format!("GET /_mailbox?email={email}&reference={reference}"), "").await;
         let mail: Value = serde_json::from_str(answer.split("\r\n\r\n").nth(1).unwrap()).unwrap();
         mail["code"].as_str().unwrap().to_owned()
     }
