@@ -16,7 +16,7 @@ run: tools ## a broker, every service, a runner and a few runs, on this machine
 	cargo build --locked -p errand-cli
 	$(TARGET)/debug/errand demo
 
-test: tools-test ## all tests, over a real nats-server, Postgres and RabbitMQ
+test: tools-test ## all tests, over a real nats-server, Postgres, RabbitMQ and Chromium
 	cargo build --locked --workspace --bins
 	$(PYTHON) -m unittest discover -s examples
 	ERRAND_PG_BIN="$$(sh tools/postgres.sh find)" cargo test --locked --workspace --no-fail-fast
@@ -43,4 +43,5 @@ tools: ## fetch nats-server and nats-py into .tools/ (the others do it by themse
 tools-test: tools
 	@sh tools/postgres.sh ensure >/dev/null
 	@sh tools/rabbitmq.sh ensure >/dev/null
+	@sh tools/chromium.sh ensure >/dev/null
 	@sh tools/test-tools.sh

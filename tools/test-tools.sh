@@ -1,8 +1,9 @@
 #!/bin/sh
 # Fetches what only the tests need into .tools/: test-venv with the packages of tools/requirements-test.txt (a server
 # that stands in for Amazon's, and a verifier of webhooks), api-venv with those of tools/requirements-api.txt (what
-# checks the HTTP API against its description, and makes a client of it), and node with those of tools/node/ (another
-# verifier). Does nothing where that is done. Interrupted, it starts over: each stamp is the last thing that is written.
+# checks the HTTP API against its description, and makes a client of it), playwright-venv with those of
+# tools/requirements-playwright.txt (what attaches to browsers), and node with those of tools/node/ (another verifier).
+# Does nothing where that is done. Interrupted, it starts over: each stamp is the last thing that is written.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -45,4 +46,5 @@ command -v node >/dev/null && command -v npm >/dev/null ||
 mkdir -p .tools
 venv .tools/test-venv tools/requirements-test.txt
 venv .tools/api-venv tools/requirements-api.txt
+venv .tools/playwright-venv tools/requirements-playwright.txt
 node

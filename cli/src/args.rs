@@ -131,6 +131,10 @@ pub(crate) struct DevArgs {
     /// Sessions of the runner for programs, at the same time
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) capacity: u32,
+    /// Starts a runner for browsers, too, with as many sessions: it needs Chromium. They reach this machine's own
+    /// addresses
+    #[arg(long)]
+    pub(crate) browser: bool,
 }
 
 #[derive(Debug, Args)]

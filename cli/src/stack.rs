@@ -44,6 +44,14 @@ pub(crate) struct ExecConfig {
     pub(crate) work: PathBuf,
 }
 
+/// A runner for browsers beside the services.
+#[derive(Debug, Clone)]
+pub(crate) struct BrowserConfig {
+    pub(crate) capacity: u32,
+    /// Where its sessions, profiles and files are.
+    pub(crate) work: PathBuf,
+}
+
 /// Services, and a runner where there is one. They end in the reverse order of their start, so that a runner can say
 /// its last words.
 #[derive(Debug)]
@@ -138,6 +146,22 @@ impl Stack {
         self.parts.push(Part::start(|tasks, shutdown| {
             let shutdown = shutdown.clone();
             tasks.spawn("runner", apart(|| errand_exec::run(runner, shutdown)));
+        }));
+        Ok(())
+    }
+
+    /// Starts a runner for browsers that reach this machine's own addresses, too: what is worked on here is here.
+    pub(crate) fn add_browsers(&mut self, config: &StackConfig, browser: &BrowserConfig) -> anyhow::Result<()> {
+        let mut runner: errand_browser::Config = parsed(&config.arguments(false))?;
+        runner.kit.health_listen = None;
+        runner.capacity = Some(browser.capacity);
+        runner.work = Some(browser.work.clone());
+        for loopback in ["127.0.0.0/8", "::1"] {
+            runner.allow_network.push(loopback.parse().map_err(anyhow::Error::msg)?);
+        }
+        self.parts.push(Part::start(|tasks, shutdown| {
+            let shutdown = shutdown.clone();
+            tasks.spawn("browsers", apart(|| errand_browser::run(runner, shutdown)));
         }));
         Ok(())
     }

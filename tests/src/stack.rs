@@ -45,6 +45,8 @@ pub enum Role {
     Storage,
     /// Runs programs as agents.
     Exec,
+    /// Drives browsers.
+    Browser,
     /// A runner whose agent does what the input says: `src/bin/errand-tests-runner.rs`.
     Scripted,
 }
@@ -61,6 +63,7 @@ impl Role {
             Self::Vault => "errand-vault",
             Self::Storage => "errand-storage",
             Self::Exec => "errand-exec",
+            Self::Browser => "errand-browser",
             Self::Scripted => "errand-tests-runner",
         }
     }
@@ -74,7 +77,7 @@ impl Role {
             Self::Notifier => "notifier",
             Self::Vault => "vault",
             Self::Storage => "storage",
-            Self::Exec | Self::Scripted => "errand-runner",
+            Self::Exec | Self::Browser | Self::Scripted => "errand-runner",
         }
     }
 

@@ -75,7 +75,8 @@ fn the_demo_ends_as_it_should() {
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
     let results: Vec<&str> = said.lines().filter(|line| line.ends_with(" yes")).collect();
-    assert_eq!(results.len(), 5, "{said}");
+    // One of them in a real Chromium, which the tests need.
+    assert_eq!(results.len(), 6, "{said}");
     for ended in [" completed ", " canceled ", " failed task/timeout ", " failed request/input_invalid "] {
         assert!(results.iter().any(|result| result.contains(ended)), "{ended}: {said}");
     }

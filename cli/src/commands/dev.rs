@@ -16,7 +16,7 @@ use crate::args::{DevArgs, Global};
 use crate::broker::{self, Broker, BrokerConfig};
 use crate::commands::dev_key;
 use crate::output::Output;
-use crate::stack::{ExecConfig, HttpConfig, Stack, StackConfig};
+use crate::stack::{BrowserConfig, ExecConfig, HttpConfig, Stack, StackConfig};
 
 /// How long everything may take to be there.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -24,6 +24,10 @@ const LOOK: Duration = Duration::from_millis(10);
 
 pub(crate) async fn run(args: DevArgs, global: &Global, out: Output) -> anyhow::Result<()> {
     let started = Instant::now();
+    if args.browser {
+        // Said before anything starts.
+        errand_browser::find_chromium(None).map_err(anyhow::Error::msg)?;
+    }
     let config = DevConfig {
         nats_server: broker::find(args.nats_server.nats_server.as_deref())?,
         data: args.data,
@@ -32,6 +36,7 @@ pub(crate) async fn run(args: DevArgs, global: &Global, out: Output) -> anyhow::
         prefix: global.prefix.clone(),
         capacity: args.capacity,
         http_port: args.http_port,
+        browsers: args.browser.then_some(args.capacity),
     };
     let mut dev = Dev::start(config).await?;
     let client = Client::new(dev.bus.clone(), global.tenant.clone());
@@ -84,13 +89,19 @@ fn say_how_to_use(dev: &Dev, http: &Http, took: Duration, out: Output) -> anyhow
             "started_in_ms": u64::try_from(took.as_millis()).unwrap_or(u64::MAX)});
         return out.line(object.to_string());
     }
+    let browsers = match dev.config.browsers {
+        Some(sessions) => {
+            format!("\n  agent   agt_browser, {sessions} sessions: a real Chromium, docs/browser-programs.md")
+        }
+        None => String::new(),
+    };
     let elsewhere = if url.ends_with(":4222") { String::new() } else { format!("\n  export ERRAND_NATS_URL={url}") };
     out.line(format!(
         "Errand is up, in {:.2} s.\n  \
            NATS    {url}  (files in {data})\n  \
            HTTP    {}  (to try at {}/docs/; the key is kept in {data}/api-key)\n  \
            store   {store}\n  \
-           agent   agt_exec, {} sessions: runs any program, docs/exec-agents.md\n\
+           agent   agt_exec, {} sessions: runs any program, docs/exec-agents.md{browsers}\n\
          In another terminal:{elsewhere}\n  \
            errand task apply examples/hello/hello.task.json\n  \
            errand run hello --input '{{\"name\": \"Ada\"}}' --watch\n  \
@@ -131,6 +142,8 @@ pub(crate) struct DevConfig {
     pub(crate) capacity: u32,
     /// The gateway's, on 127.0.0.1; 0: any free one.
     pub(crate) http_port: u16,
+    /// Sessions of the runner for browsers, where there is to be one.
+    pub(crate) browsers: Option<u32>,
 }
 
 /// A NATS server, the services, and a runner.
@@ -184,7 +197,13 @@ impl Dev {
         self.or_ended(until_ready(client, None)).await?;
         let exec = ExecConfig { capacity: self.config.capacity, work: self.config.data.join("exec") };
         self.stack.add_runner(&self.services, &exec)?;
-        self.or_ended(until_ready(client, Some("agt_exec"))).await
+        self.or_ended(until_ready(client, Some("agt_exec"))).await?;
+        if let Some(capacity) = self.config.browsers {
+            let browser = BrowserConfig { capacity, work: self.config.data.join("browser") };
+            self.stack.add_browsers(&self.services, &browser)?;
+            self.or_ended(until_ready(client, Some("agt_browser"))).await?;
+        }
+        Ok(())
     }
 
     async fn or_ended(&mut self, ready: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {

@@ -5,23 +5,16 @@
 //! [`SUPERVISE`]: each program runs below such a process, which ends it when the runner dies.
 
 mod config;
-mod conversation;
 mod host;
-mod lines;
-mod process;
-#[cfg(target_os = "linux")]
-mod procfs;
-mod protocol;
-mod supervisor;
-mod work;
 
 use anyhow::Context;
 use errand_kit::health;
+use errand_process::{Settings, Work};
 use errand_runner::RunnerConfig;
 use tokio_util::sync::CancellationToken;
 
 pub use config::Config;
-pub use supervisor::{SUPERVISE, supervise_main};
+pub use errand_process::{SUPERVISE, supervise_main};
 
 /// Runs an exec runner until shutdown.
 ///
@@ -35,13 +28,13 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         None => std::env::current_exe().context("this program's own file")?,
     };
     let root = config.work.unwrap_or_else(|| std::env::temp_dir().join("errand-exec"));
-    let work = work::Work::claim(&root).with_context(|| format!("--work {}", root.display()))?;
+    let work = Work::claim(&root).with_context(|| format!("--work {}", root.display()))?;
     let bus = config.kit.connect("exec").await?;
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let capacity = config.capacity.unwrap_or_else(|| u32::try_from(cores).unwrap_or(1));
     let warm = config.warm;
     let runner = RunnerConfig { capacity, warm, tenants: config.tenants, ..RunnerConfig::new(config.agent) };
-    let host = host::Exec::new(host::Settings { directory, supervisor }, work);
+    let host = host::Exec::new(Settings { directory, supervisor }, work);
     let runner = errand_runner::run(bus.clone(), host, runner, shutdown.clone());
     match config.kit.health_listen {
         None => Ok(runner.await?),

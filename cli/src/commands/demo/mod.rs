@@ -27,7 +27,8 @@ use receiver::Receiver;
 use scenes::{SCENES, Scene, Stage};
 
 /// The tasks of the portal.
-const TASKS: [&str; 3] = ["bills.task.json", "bills-review.task.json", "bills-impatient.task.json"];
+const TASKS: [&str; 4] =
+    ["bills.task.json", "bills-review.task.json", "bills-impatient.task.json", "bills-browser.task.json"];
 /// What no scene takes.
 const SCENE_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -53,6 +54,11 @@ pub(crate) async fn run(args: DemoArgs, out: Output) -> anyhow::Result<()> {
         "there is no portal in {}: run this in Errand's folder, or name it with --portal",
         args.portal.display()
     );
+    let chromium = errand_browser::find_chromium(None);
+    if let Err(why) = &chromium {
+        teller.say(format!("No browser run: {why}."))?;
+    }
+    let browsers = chromium.is_ok();
     let scratch = tempfile::tempdir()?;
     let started = Instant::now();
     let mut dev = Dev::start(DevConfig {
@@ -63,6 +69,7 @@ pub(crate) async fn run(args: DemoArgs, out: Output) -> anyhow::Result<()> {
         prefix: "errand.v1".to_owned(),
         capacity: 4,
         http_port: 0,
+        browsers: browsers.then_some(1),
     })
     .await?;
     let client = Client::new(dev.bus.clone(), "demo".parse()?);
@@ -74,28 +81,30 @@ pub(crate) async fn run(args: DemoArgs, out: Output) -> anyhow::Result<()> {
         drop(dev.stop().await);
         return Err(error);
     }
+    teller.say(format!(
+        "NATS server, dispatcher, session-pool, timeout-watcher, notifier, vault, storage and {} are up ({:.2} s).",
+        if browsers { "two runners" } else { "a runner" },
+        started.elapsed().as_secs_f64()
+    ))?;
     let played = tokio::select! {
-        played = play(&args, &client, scratch.path(), started, teller) => played,
+        played = play(&args, &client, scratch.path(), browsers, teller) => played,
         ended = dev.ended() => ended.map(|()| Vec::new()),
         stopped = stop_signal() => stopped.and_then(|()| Err(anyhow::anyhow!("stopped"))),
     };
     let stopped = dev.stop().await;
     let ended = played?;
     stopped?;
-    tell_results(&ended, teller)
+    let expected = SCENES.iter().filter(|scene| browsers || !scene.needs_browser()).count();
+    tell_results(&ended, expected, teller)
 }
 
 async fn play(
     args: &DemoArgs,
     client: &Client,
     scratch: &Path,
-    started: Instant,
+    browsers: bool,
     teller: Teller,
 ) -> anyhow::Result<Vec<Ended>> {
-    teller.say(format!(
-        "NATS server, dispatcher, session-pool, timeout-watcher, notifier, vault, storage and a runner are up ({:.2} s).",
-        started.elapsed().as_secs_f64()
-    ))?;
     let portal = Portal::start(&args.python, &args.portal, scratch).await?;
     teller.say(format!("The portal listens on {}.", portal.url))?;
     for file in TASKS {
@@ -110,7 +119,8 @@ async fn play(
     teller.say(format!("A receiver of webhooks verifies what is pushed to {}.", receiver.url))?;
     let stage = Stage { client, portal: &portal, listener: &listener, teller };
     let mut all = Vec::new();
-    for (number, scene) in SCENES.iter().enumerate() {
+    let scenes = SCENES.iter().filter(|scene| browsers || !scene.needs_browser());
+    for (number, scene) in scenes.enumerate() {
         teller.say(format!("\n{}. {}", number + 1, scene.title()))?;
         let (ended, run) = one(&stage, *scene).await?;
         receiver.tell(run, ended.path.last().copied().unwrap_or_default(), teller).await?;
@@ -144,8 +154,8 @@ async fn one(stage: &Stage<'_>, scene: Scene) -> anyhow::Result<(Ended, RunId)> 
     Ok((ended, run))
 }
 
-fn tell_results(all: &[Ended], teller: Teller) -> anyhow::Result<()> {
-    let good = all.len() == SCENES.len() && all.iter().all(|ended| ended.as_expected);
+fn tell_results(all: &[Ended], expected: usize, teller: Teller) -> anyhow::Result<()> {
+    let good = all.len() == expected && all.iter().all(|ended| ended.as_expected);
     if teller.out.json {
         for ended in all {
             teller.out.line(ended.as_json().to_string())?;

@@ -3,8 +3,13 @@
 use std::pin::pin;
 
 use anyhow::Context;
-use errand_client::{Client, ClientError, NewRun, RunId, run_status, v1};
+use errand_client::{
+    Client, ClientError, NewCredential, NewRun, NewSource, RunId, SecretText, Secrets, run_status, v1,
+};
+use errand_core::credential::AuthMethod;
 use errand_core::run::{Decision, RunStatus};
+use errand_core::source::SourceType;
+use errand_core::{CredentialId, SourceId};
 use errand_proto::json;
 use futures::{Stream, StreamExt, TryStreamExt};
 use serde_json::{Value, json as object};
@@ -15,6 +20,10 @@ use super::portal::Portal;
 use crate::output::cell;
 
 const EMAIL: &str = "ada@example.com";
+/// Who signs in with a password and the codes of an authenticator app.
+const CUSTOMER: &str = "barbara@example.com";
+const PASSWORD: &str = "open sesame";
+const TOTP_SECRET: &str = "JBSWY3DPEHPK3PXPJBSWY3DPEHPK3PXP";
 
 /// One run, from its request to its end.
 #[derive(Debug, Clone, Copy)]
@@ -24,9 +33,11 @@ pub(super) enum Scene {
     Cancel,
     Timeout,
     Misfit,
+    Browser,
 }
 
-pub(super) const SCENES: [Scene; 5] = [Scene::Interaction, Scene::Review, Scene::Cancel, Scene::Timeout, Scene::Misfit];
+pub(super) const SCENES: [Scene; 6] =
+    [Scene::Interaction, Scene::Review, Scene::Cancel, Scene::Timeout, Scene::Misfit, Scene::Browser];
 
 impl Scene {
     pub(super) const fn title(self) -> &'static str {
@@ -36,12 +47,18 @@ impl Scene {
             Self::Cancel => "is canceled while it executes",
             Self::Timeout => "shows no activity, and times out",
             Self::Misfit => "has input that does not fit",
+            Self::Browser => "signs in with a sealed credential in a real browser, and completes",
         }
+    }
+
+    /// Whether it is played only where there is a Chromium.
+    pub(super) const fn needs_browser(self) -> bool {
+        matches!(self, Self::Browser)
     }
 
     pub(super) const fn expected(self) -> &'static str {
         match self {
-            Self::Interaction | Self::Review => "completed",
+            Self::Interaction | Self::Review | Self::Browser => "completed",
             Self::Cancel => "canceled",
             Self::Timeout => "failed task/timeout",
             Self::Misfit => "failed request/input_invalid",
@@ -53,6 +70,8 @@ impl Scene {
         match self {
             Self::Interaction => Some(3),
             Self::Review => Some(2),
+            // Of two pages.
+            Self::Browser => Some(9),
             Self::Cancel | Self::Timeout | Self::Misfit => None,
         }
     }
@@ -65,6 +84,8 @@ impl Scene {
             Self::Cancel => &["queued", "running", "canceling", "canceled"],
             Self::Timeout => &["queued", "running", "failed"],
             Self::Misfit => &["failed"],
+            // Its credential answers for the code: nobody is asked.
+            Self::Browser => &["queued", "running", "completed"],
         }
     }
 }
@@ -89,7 +110,11 @@ pub(super) struct Stage<'a> {
 
 impl Stage<'_> {
     pub(super) async fn play(&self, scene: Scene) -> anyhow::Result<Outcome> {
-        let new = self.request(scene)?;
+        let mut new = self.request(scene)?;
+        let sealed = if matches!(scene, Scene::Browser) { Some(self.seal().await?) } else { None };
+        if let Some((source, credential)) = sealed {
+            new = new.on_source(source).with_credential(credential);
+        }
         let run = new.id();
         let mut events = pin!(self.client.watch(run).await?);
         if matches!(scene, Scene::Misfit) {
@@ -118,12 +143,46 @@ impl Stage<'_> {
             Scene::Timeout => {
                 self.say("its task gives up after 2 s without a sign of life, and the agent gives none")?
             }
+            Scene::Browser => self.say("the credential answers for the one-time code: nobody is asked")?,
             Scene::Misfit => {}
         }
         while let Some(event) = events.next().await {
             event?;
         }
-        self.outcome(scene, run).await
+        let mut outcome = self.outcome(scene, run).await?;
+        if let (Some((_, credential)), Ok(())) = (sealed, &outcome.check) {
+            outcome.check = self.check_credential(credential).await?;
+        }
+        Ok(outcome)
+    }
+
+    /// A customer with a password and an authenticator app, whose secrets the vault keeps.
+    async fn seal(&self) -> anyhow::Result<(SourceId, CredentialId)> {
+        self.portal.open_account(CUSTOMER, PASSWORD, TOTP_SECRET).await?;
+        let url = self.portal.url.clone();
+        let source = NewSource { r#type: SourceType::Website, name: "Brightwater".to_owned(), url };
+        let source: SourceId = self.client.create_source(source).await?.id.parse()?;
+        let text = |text: &str| Some(SecretText::new(text.to_owned()));
+        let secrets = Secrets {
+            username: text(CUSTOMER),
+            password: text(PASSWORD),
+            totp_secret: text(TOTP_SECRET),
+            ..Secrets::default()
+        };
+        let auth_method = AuthMethod::UsernamePassword;
+        let new = NewCredential { name: CUSTOMER.to_owned(), auth_method, source_id: Some(source), secrets };
+        let credential: CredentialId = self.client.create_credential(new).await?.id.parse()?;
+        self.say(format!("{credential} seals the password and the authenticator's secret of {CUSTOMER}"))?;
+        Ok((source, credential))
+    }
+
+    async fn check_credential(&self, id: CredentialId) -> anyhow::Result<Result<(), String>> {
+        let status = self.client.get_credential(id).await?.status();
+        if status == v1::CredentialStatus::Verified {
+            self.say(format!("{id} is verified"))?;
+            return Ok(Ok(()));
+        }
+        Ok(Err(format!("its credential is {}", status.as_str_name())))
     }
 
     fn request(&self, scene: Scene) -> anyhow::Result<NewRun> {
@@ -133,6 +192,7 @@ impl Stage<'_> {
             Scene::Cancel => ("portal-bills", object!({"email": "alan@example.com", "pause_seconds": 60})),
             Scene::Timeout => ("portal-bills-impatient", object!({"email": "edsger@example.com", "hang": true})),
             Scene::Misfit => ("portal-bills", object!({})),
+            Scene::Browser => ("portal-bills-browser", object!({"limit": 9})),
         };
         let mut input = input;
         input["portal_url"] = self.portal.url.clone().into();
@@ -165,6 +225,7 @@ impl Stage<'_> {
             None => status.as_str().to_owned(),
         };
         let events = self.listener.all_of(run, status.as_str()).await;
+        // The files of the run, with what was read of them and signed links, are told here once they are kept.
         let check = check_output(scene, &value["output"]);
         if check.is_ok() && !value["output"].is_null() {
             self.say(format!("output: {}", glance(&value["output"])))?;

@@ -24,20 +24,23 @@ const MAX_FILE_NAME: usize = 512;
 /// What a task's `program` says.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Program {
+pub struct Program {
     /// The program and its arguments.
-    pub(crate) command: Vec<String>,
+    pub command: Vec<String>,
     /// Further environment variables.
     #[serde(default)]
-    pub(crate) env: BTreeMap<String, String>,
+    pub env: BTreeMap<String, String>,
     /// The working directory, below the runner's.
     #[serde(default)]
-    pub(crate) directory: Option<String>,
+    pub directory: Option<String>,
 }
 
 impl Program {
-    /// Reads a task's `program`. The errors hold none of its values: they may be secrets.
-    pub(crate) fn parse(json: &[u8]) -> Result<Self, Error> {
+    /// Reads a task's `program`.
+    ///
+    /// # Errors
+    /// `task`/`agent_error` that holds none of its values: they may be secrets.
+    pub fn parse(json: &[u8]) -> Result<Self, Error> {
         let wrong = |what: &str| Err(ErrorCode::AGENT_ERROR.with(format!("the task's program is unusable: {what}")));
         if json.is_empty() {
             return wrong("there is none; it needs {\"command\": [...]}");
@@ -276,6 +279,8 @@ struct Start<'a> {
     program: &'a RawValue,
     source_id: Option<errand_core::SourceId>,
     credential_id: Option<errand_core::CredentialId>,
+    #[serde(flatten)]
+    extra: &'a BTreeMap<&'static str, Value>,
     credential: Option<StartCredential<'a>>,
 }
 
@@ -321,6 +326,7 @@ struct StartSession<'a> {
 /// The first line to an agent. It may hold secrets: it is wiped when it has been written.
 pub(crate) fn start(
     run: &Assigned,
+    extra: &BTreeMap<&'static str, Value>,
     credential: Option<&Credential>,
     session_directory: &Path,
     files_directory: &Path,
@@ -338,6 +344,7 @@ pub(crate) fn start(
         program,
         source_id: run.source_id,
         credential_id: run.credential_id,
+        extra,
         // Last: what grows before it leaves no copy of it behind.
         credential: credential.map(StartCredential::from),
     };

@@ -1,6 +1,6 @@
 //! One agent's program under its supervisor, with its three streams.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -19,6 +19,7 @@ use errand_runner::{SecretFilter, SecretStream};
 use zeroize::Zeroizing;
 
 use crate::lines::Lines;
+use crate::programs::Extra;
 use crate::protocol::Program;
 use crate::supervisor::{Ended, SUPERVISE};
 use crate::work::{RunFolders, SESSION_VARIABLE};
@@ -31,11 +32,65 @@ const KILL_PATIENCE: Duration = Duration::from_secs(5);
 /// Of the runner's environment, what an agent gets.
 const INHERITED: [&str; 3] = ["PATH", "HOME", "LANG"];
 
-/// A program that runs.
-pub(crate) struct Process {
-    pub(crate) supervisor: Child,
+/// A process that runs below a supervisor of its own, in a process group of its own.
+///
+/// The supervisor kills the group, and on Linux also what has left it, when the process has ended and when nobody
+/// reads its stdout any more: so whoever holds [`Supervised::child`]'s stdout holds the lives of all of them.
+#[derive(Debug)]
+pub struct Supervised {
+    /// The supervisor. Its streams are the process's.
+    pub child: Child,
     /// The group's leader is the supervisor, so this stays valid until that is waited for.
     group: Pid,
+}
+
+impl Supervised {
+    /// Starts a program with all three streams piped. `supervisor` is a binary that answers to
+    /// [`SUPERVISE`]; how the program ended is written to `report`; `prepare` sets environment and directory.
+    ///
+    /// # Errors
+    /// Where the supervisor cannot be started.
+    pub fn start(
+        supervisor: &Path,
+        report: &Path,
+        program: impl IntoIterator<Item = impl AsRef<OsStr>>,
+        prepare: impl FnOnce(&mut Command),
+    ) -> io::Result<Self> {
+        let mut command = Command::new(supervisor);
+        command.arg(SUPERVISE).arg(report).args(program).process_group(0);
+        prepare(&mut command);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = command.spawn()?;
+        let group = child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw);
+        Ok(Self { child, group: group.ok_or_else(gone)? })
+    }
+
+    /// Asks the whole group to end. The supervisor takes no notice.
+    pub fn terminate(&self) {
+        if self.child.id().is_some() {
+            let _ = killpg(self.group, Signal::SIGTERM);
+        }
+    }
+
+    /// Waits for the supervisor, whose process has ended or is being killed. False where that took so long that the
+    /// group was killed from here, and something may have escaped.
+    pub async fn wait(&mut self) -> bool {
+        let in_time = timeout(KILL_PATIENCE, self.child.wait()).await.is_ok();
+        if !in_time {
+            let _ = killpg(self.group, Signal::SIGKILL);
+            let _ = self.child.wait().await;
+        }
+        in_time
+    }
+}
+
+fn gone() -> io::Error {
+    io::Error::other("the supervisor has ended at once")
+}
+
+/// A program that runs.
+pub(crate) struct Process {
+    pub(crate) supervised: Supervised,
     pub(crate) lines: Lines<ChildStdout>,
     stdin: mpsc::UnboundedSender<Zeroizing<Vec<u8>>>,
     log: JoinHandle<()>,
@@ -50,30 +105,31 @@ pub(crate) struct Place<'a> {
 }
 
 /// Starts a program for a run. `filter` takes the run's secrets out of its log.
-pub(crate) fn start(place: &Place<'_>, program: &Program, run_id: &str, filter: SecretFilter) -> io::Result<Process> {
+pub(crate) fn start(
+    place: &Place<'_>,
+    program: &Program,
+    extra: &Extra,
+    run_id: &str,
+    filter: SecretFilter,
+) -> io::Result<Process> {
     let Place { supervisor, directory, folders } = *place;
-    let mut command = Command::new(supervisor);
-    command.arg(SUPERVISE).arg(&folders.report).args(&program.command);
-    command.current_dir(directory).process_group(0);
-    command.env_clear().envs(inherited()).envs(&program.env);
-    // Last: a program's `env` does not change what the runner promises.
-    command
-        .env("ERRAND_RUN_ID", run_id)
-        .env("ERRAND_FILES_DIR", &folders.files)
-        .env(SESSION_VARIABLE, &folders.session);
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut supervisor = command.spawn()?;
-    let gone = || io::Error::other("the supervisor has ended at once");
-    let group = supervisor.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw).ok_or_else(gone)?;
-    let stdin = supervisor.stdin.take().ok_or_else(gone)?;
-    let stdout = supervisor.stdout.take().ok_or_else(gone)?;
-    let stderr = supervisor.stderr.take().ok_or_else(gone)?;
+    let mut supervised = Supervised::start(supervisor, &folders.report, &program.command, |command| {
+        command.current_dir(directory).env_clear().envs(inherited()).envs(&program.env);
+        // Last: a program's `env` does not change what the runner promises.
+        command
+            .envs(&extra.env)
+            .env("ERRAND_RUN_ID", run_id)
+            .env("ERRAND_FILES_DIR", &folders.files)
+            .env(SESSION_VARIABLE, &folders.session);
+    })?;
+    let stdin = supervised.child.stdin.take().ok_or_else(gone)?;
+    let stdout = supervised.child.stdout.take().ok_or_else(gone)?;
+    let stderr = supervised.child.stderr.take().ok_or_else(gone)?;
     // Unbounded, yet what a runner says to one agent is bounded: two lines, a stop, and its answers.
     let (sender, lines) = mpsc::unbounded_channel();
     tokio::spawn(write(stdin, lines));
     Ok(Process {
-        supervisor,
-        group,
+        supervised,
         lines: Lines::new(stdout),
         stdin: sender,
         log: tokio::spawn(keep_log(stderr, folders.log.clone(), filter)),
@@ -92,16 +148,9 @@ impl Process {
         let _ = self.stdin.send(line.into());
     }
 
-    /// Asks the whole group to end. The supervisor takes no notice.
-    pub(crate) fn terminate(&self) {
-        if self.supervisor.id().is_some() {
-            let _ = killpg(self.group, Signal::SIGTERM);
-        }
-    }
-
     /// Waits for the end of a program whose stdout has ended: all of its group are dead then.
     pub(crate) async fn ended(mut self) -> Ended {
-        self.wait().await;
+        self.supervised.wait().await;
         let Self { stdin, lines, mut log, report, .. } = self;
         drop((stdin, lines));
         // Only a process that has left the group and outlived its supervisor can still hold stderr.
@@ -113,25 +162,14 @@ impl Process {
 
     /// Kills the program with everything that it has started. False where that has taken the supervisor too long.
     pub(crate) async fn kill(self) -> bool {
-        let Self { mut supervisor, group, lines, stdin, mut log, .. } = self;
+        let Self { mut supervised, lines, stdin, mut log, .. } = self;
         // That nobody reads its stdout any more tells the supervisor to kill.
         drop((lines, stdin));
-        let in_time = timeout(KILL_PATIENCE, supervisor.wait()).await.is_ok();
-        if !in_time {
-            let _ = killpg(group, Signal::SIGKILL);
-            let _ = supervisor.wait().await;
-        }
+        let in_time = supervised.wait().await;
         if timeout(KILL_PATIENCE, &mut log).await.is_err() {
             log.abort();
         }
         in_time
-    }
-
-    async fn wait(&mut self) {
-        if timeout(KILL_PATIENCE, self.supervisor.wait()).await.is_err() {
-            let _ = killpg(self.group, Signal::SIGKILL);
-            let _ = self.supervisor.wait().await;
-        }
     }
 }
 

@@ -141,7 +141,7 @@ impl Conversation {
             answer = answer => Next::Answer(answer),
             stop = self.control.stop(), if self.stop.is_none() => Next::Stop(stop),
             () = passed => Next::Deadline,
-            _ = process.supervisor.wait(), if !self.unsupervised => Next::Unsupervised,
+            _ = process.supervised.child.wait(), if !self.unsupervised => Next::Unsupervised,
         }
     }
 
@@ -232,7 +232,7 @@ impl Conversation {
             Some(stop) if !stop.terminated => {
                 stop.terminated = true;
                 self.deadline = Some(stop.kill_at);
-                process.terminate();
+                process.supervised.terminate();
                 Then::On
             }
             Some(_) | None => self.let_go(),

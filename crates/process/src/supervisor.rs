@@ -1,6 +1,7 @@
-//! The parent of each agent's program: a process of its own, so that nothing outlives the runner, however that ends.
+//! The parent of each process that a runner starts: a process of its own, so that nothing outlives the runner, however
+//! that ends.
 //!
-//! The runner starts `errand-exec __supervise REPORT PROGRAM ARGUMENTS...` as the leader of a new process group, with
+//! The runner starts `RUNNER __supervise REPORT PROGRAM ARGUMENTS...` as the leader of a new process group, with
 //! the program's environment, working directory, stdin, stdout and stderr. The supervisor starts the program in its
 //! own group and waits. It kills the whole group, and on Linux also what left the group (`setsid`), when
 //!
@@ -73,12 +74,12 @@ impl From<ExitStatus> for Ended {
     }
 }
 
-/// What a binary that hosts the exec runner does, before anything else, when its first argument is [`SUPERVISE`].
+/// What a binary that hosts such a runner does, before anything else, when its first argument is [`SUPERVISE`].
 /// `args` are the arguments behind it.
 pub fn supervise_main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let mut args = args.into_iter();
     let (Some(report), Some(program)) = (args.next().map(PathBuf::from), args.next()) else {
-        eprintln!("{SUPERVISE} is for the exec runner's own use");
+        eprintln!("{SUPERVISE} is for a runner's own use");
         return ExitCode::from(2);
     };
     if let Err(error) = supervise(&report, &program, args) {

@@ -1,4 +1,4 @@
-//! The folders of an exec runner, and what earlier runners have left in them.
+//! The folders of a runner, and what earlier runners have left in them.
 //!
 //! ```text
 //! WORK/runs/RUN-TOKEN/          run.log, files/: the newest are kept
@@ -18,13 +18,14 @@ use errand_runner::Assigned;
 use uuid::Uuid;
 
 /// The variable that says which session, and so which work folder, a process belongs to.
-pub(crate) const SESSION_VARIABLE: &str = "ERRAND_SESSION_DIR";
+pub const SESSION_VARIABLE: &str = "ERRAND_SESSION_DIR";
 /// Runs whose log and files are kept.
 const KEPT_RUNS: usize = 1000;
 const RUNNER: &str = "runner-";
 
 /// The folders of one runner. They go with it, except for the runs.
-pub(crate) struct Work {
+#[derive(Debug)]
+pub struct Work {
     runs: PathBuf,
     own: PathBuf,
     kept: Mutex<VecDeque<PathBuf>>,
@@ -34,13 +35,16 @@ pub(crate) struct Work {
 
 /// The folders of one run.
 #[derive(Debug, Clone)]
-pub(crate) struct RunFolders {
+pub struct RunFolders {
     root: PathBuf,
-    pub(crate) session: PathBuf,
-    pub(crate) files: PathBuf,
-    pub(crate) log: PathBuf,
-    /// What its supervisor writes when the program has ended.
-    pub(crate) report: PathBuf,
+    /// The session's private folder.
+    pub session: PathBuf,
+    /// For the files that the run captures.
+    pub files: PathBuf,
+    /// What its program writes to stderr.
+    pub log: PathBuf,
+    /// What a supervisor writes when the program has ended.
+    pub report: PathBuf,
 }
 
 fn private(path: &Path) -> io::Result<()> {
@@ -53,7 +57,10 @@ fn named(path: &Path) -> impl Fn(io::Error) -> io::Error {
 
 impl Work {
     /// Makes a folder of this runner's own below `root`, and ends what runners that are dead have left there.
-    pub(crate) fn claim(root: &Path) -> io::Result<Self> {
+    ///
+    /// # Errors
+    /// Where a folder cannot be made or tidied up.
+    pub fn claim(root: &Path) -> io::Result<Self> {
         private(root).map_err(named(root))?;
         let root = root.canonicalize()?;
         reap(&root)?;
@@ -73,16 +80,25 @@ impl Work {
         Ok(Self { runs, own, kept: Mutex::new(kept.into()), _lock: lock })
     }
 
-    pub(crate) fn session(&self, id: SessionId) -> PathBuf {
+    /// A session's private folder, made or not.
+    #[must_use]
+    pub fn session(&self, id: SessionId) -> PathBuf {
         self.own.join("sessions").join(id.to_string())
     }
 
-    pub(crate) fn make_session(&self, id: SessionId) -> io::Result<()> {
+    /// Makes a session's private folder.
+    ///
+    /// # Errors
+    /// Where it cannot be made.
+    pub fn make_session(&self, id: SessionId) -> io::Result<()> {
         private(&self.session(id))
     }
 
     /// Removes a session's folder and, where some may be left, its processes.
-    pub(crate) fn end_session(&self, id: SessionId, suspicious: bool) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// Where something cannot be removed.
+    pub fn end_session(&self, id: SessionId, suspicious: bool) -> io::Result<()> {
         let folder = self.session(id);
         if suspicious {
             kill_marked(&folder);
@@ -91,7 +107,10 @@ impl Work {
     }
 
     /// Makes a run's folders.
-    pub(crate) fn make_run(&self, run: &Assigned) -> io::Result<RunFolders> {
+    ///
+    /// # Errors
+    /// Where one cannot be made.
+    pub fn make_run(&self, run: &Assigned) -> io::Result<RunFolders> {
         let root = self.runs.join(format!("{}-{}", run.run_id, run.lease.token));
         let files = root.join("files");
         // The same lease is never executed twice, but a work folder may be older than the pool's store.
@@ -102,7 +121,10 @@ impl Work {
     }
 
     /// Tidies up after a run: what is empty goes, of the rest the newest are kept.
-    pub(crate) fn end_run(&self, folders: &RunFolders) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// Where something cannot be removed.
+    pub fn end_run(&self, folders: &RunFolders) -> io::Result<()> {
         gone(fs::remove_file(&folders.report))?;
         // Both fail where something is left, which is then kept.
         if fs::remove_dir(&folders.files).is_ok() && fs::remove_dir(&folders.root).is_ok() {
