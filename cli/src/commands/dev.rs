@@ -67,12 +67,12 @@ pub(crate) async fn run(args: DevArgs, global: &Global, out: Output) -> anyhow::
 }
 
 /// How to reach the HTTP API.
-struct Http {
-    url: String,
-    key: ApiSecret,
+pub(crate) struct Http {
+    pub(crate) url: String,
+    pub(crate) key: ApiSecret,
 }
 
-async fn until_all_is_there(dev: &mut Dev, client: &Client) -> anyhow::Result<Http> {
+pub(crate) async fn until_all_is_there(dev: &mut Dev, client: &Client) -> anyhow::Result<Http> {
     dev.until_ready(client).await?;
     let address = dev.stack.http().await?;
     let key = dev_key::of(&dev.config.data, client).await?;
@@ -263,13 +263,7 @@ pub(crate) async fn until_ready(client: &Client, agent: Option<&str>) -> anyhow:
 
 async fn look(client: &Client, agent: Option<&str>) -> Result<bool, errand_client::ClientError> {
     use futures::TryStreamExt;
-    if false {
-        client.tasks(Vec::new()).try_next().await?;
-    }
-    let _ = client
-        .get_task("nothing", None)
-        .await
-        .or_else(|e| if e.is_transient() { Err(e) } else { Ok(Default::default()) })?;
+    client.tasks(Vec::new()).try_next().await?;
     if let Err(error) = client.get_source(SourceId::from_uuid(Uuid::nil())).await
         && error.is_transient()
     {

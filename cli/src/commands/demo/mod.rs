@@ -2,6 +2,7 @@
 //! where each ended as it should.
 
 mod child;
+mod files;
 mod listener;
 mod portal;
 mod receiver;
@@ -16,7 +17,7 @@ use serde_json::{Value, json};
 
 use crate::args::DemoArgs;
 use crate::broker;
-use crate::commands::dev::{Dev, DevConfig, stop_signal};
+use crate::commands::dev::{Dev, DevConfig, Http, stop_signal, until_all_is_there};
 use crate::commands::task;
 use crate::failure::Said;
 use crate::output::{Output, table};
@@ -74,20 +75,23 @@ pub(crate) async fn run(args: DemoArgs, out: Output) -> anyhow::Result<()> {
     .await?;
     let client = Client::new(dev.bus.clone(), "demo".parse()?);
     let ready = tokio::select! {
-        ready = dev.until_ready(&client) => ready,
+        ready = until_all_is_there(&mut dev, &client) => ready,
         stopped = stop_signal() => stopped.and_then(|()| Err(anyhow::anyhow!("stopped"))),
     };
-    if let Err(error) = ready {
-        drop(dev.stop().await);
-        return Err(error);
-    }
+    let http = match ready {
+        Ok(http) => http,
+        Err(error) => {
+            drop(dev.stop().await);
+            return Err(error);
+        }
+    };
     teller.say(format!(
-        "NATS server, dispatcher, session-pool, timeout-watcher, notifier, vault, storage and {} are up ({:.2} s).",
+        "NATS server, dispatcher, session-pool, timeout-watcher, notifier, vault, storage, gateway and {} are up ({:.2} s).",
         if browsers { "two runners" } else { "a runner" },
         started.elapsed().as_secs_f64()
     ))?;
     let played = tokio::select! {
-        played = play(&args, &client, scratch.path(), browsers, teller) => played,
+        played = play(&args, &client, &http, scratch.path(), browsers, teller) => played,
         ended = dev.ended() => ended.map(|()| Vec::new()),
         stopped = stop_signal() => stopped.and_then(|()| Err(anyhow::anyhow!("stopped"))),
     };
@@ -101,6 +105,7 @@ pub(crate) async fn run(args: DemoArgs, out: Output) -> anyhow::Result<()> {
 async fn play(
     args: &DemoArgs,
     client: &Client,
+    http: &Http,
     scratch: &Path,
     browsers: bool,
     teller: Teller,
@@ -117,7 +122,7 @@ async fn play(
     teller.say(format!("Listening on {} as any NATS subscriber may.", listener.subject))?;
     let receiver = Receiver::start(&args.python, &args.receiver, scratch, client).await?;
     teller.say(format!("A receiver of webhooks verifies what is pushed to {}.", receiver.url))?;
-    let stage = Stage { client, portal: &portal, listener: &listener, teller };
+    let stage = Stage { client, http, portal: &portal, listener: &listener, teller };
     let mut all = Vec::new();
     let scenes = SCENES.iter().filter(|scene| browsers || !scene.needs_browser());
     for (number, scene) in scenes.enumerate() {

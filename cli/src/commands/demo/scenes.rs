@@ -11,12 +11,14 @@ use errand_core::run::{Decision, RunStatus};
 use errand_core::source::SourceType;
 use errand_core::{CredentialId, SourceId};
 use errand_proto::json;
-use futures::{Stream, StreamExt, TryStreamExt};
+use futures::{Stream, StreamExt};
 use serde_json::{Value, json as object};
 
 use super::Teller;
+use super::files;
 use super::listener::Listener;
 use super::portal::Portal;
+use crate::commands::dev::Http;
 use crate::output::cell;
 
 const EMAIL: &str = "ada@example.com";
@@ -103,6 +105,7 @@ pub(super) struct Outcome {
 /// What the scenes are played on.
 pub(super) struct Stage<'a> {
     pub(super) client: &'a Client,
+    pub(super) http: &'a Http,
     pub(super) portal: &'a Portal,
     pub(super) listener: &'a Listener,
     pub(super) teller: Teller,
@@ -225,7 +228,6 @@ impl Stage<'_> {
             None => status.as_str().to_owned(),
         };
         let events = self.listener.all_of(run, status.as_str()).await;
-        // The files of the run, with what was read of them and signed links, are told here once they are kept.
         let check = check_output(scene, &value["output"]);
         if check.is_ok() && !value["output"].is_null() {
             self.say(format!("output: {}", glance(&value["output"])))?;
@@ -237,17 +239,31 @@ impl Stage<'_> {
         Ok(Outcome { run, ended, events, check })
     }
 
-    /// Shows what the run has captured, and what was read out of it.
+    /// Shows what the run has captured and what was read out of it, and whether the links open it.
     async fn tell_files(&self, scene: Scene, run: RunId) -> anyhow::Result<Result<(), String>> {
-        let mut files: Vec<v1::Artifact> = self.client.artifacts(run, Vec::new()).try_collect().await?;
-        files.reverse();
-        for file in &files {
-            let data = file.data.as_deref().map_or_else(String::new, |data| format!(", data: {}", shortened(data)));
-            self.say(format!("file: {} ({}, {} bytes{data}) {}", file.name, file.mime_type, file.size_bytes, file.id))?;
+        let (mut kept, mut pictures) = (0, 0);
+        for file in files::list(self.http, run).await? {
+            let name = file["name"].as_str().unwrap_or_default().to_owned();
+            let of_a_picture = file["kind"] == "screenshot";
+            *(if of_a_picture { &mut pictures } else { &mut kept }) += 1;
+            let what = if of_a_picture { "screenshot" } else { "file" };
+            let (kind, bytes) = (file["mime_type"].as_str().unwrap_or_default(), &file["size_bytes"]);
+            let data =
+                if file["data"].is_null() { String::new() } else { format!(", data: {}", shortened(&file["data"])) };
+            self.say(format!("{what}: {name} ({kind}, {bytes} bytes{data})"))?;
+            if let Err(wrong) = files::opens(&file).await? {
+                return Ok(Err(format!("{name}: {wrong}")));
+            }
+            self.say(format!("      opens at {}", file["url"].as_str().unwrap_or_default()))?;
         }
         // The bills as PDF, and the list of them.
-        let wanted = scene.bills().map_or(0, |bills| bills + 1);
-        Ok(if files.len() == wanted { Ok(()) } else { Err(format!("with {} files, not {wanted}", files.len())) })
+        let wanted = (scene.bills().map_or(0, |bills| bills + 1), usize::from(scene.needs_browser()));
+        let found = (kept, pictures);
+        Ok(if found == wanted {
+            Ok(())
+        } else {
+            Err(format!("with {kept} files and {pictures} screenshots, not {} and {}", wanted.0, wanted.1))
+        })
     }
 
     fn say(&self, text: impl AsRef<str>) -> anyhow::Result<()> {
@@ -284,8 +300,8 @@ fn check_output(scene: Scene, output: &Value) -> Result<(), String> {
 }
 
 /// The beginning of some JSON.
-fn shortened(json: &[u8]) -> String {
-    let text = String::from_utf8_lossy(json);
+fn shortened(json: &Value) -> String {
+    let text = json.to_string();
     let shown: String = text.chars().take(60).collect();
     if shown.len() < text.len() { format!("{shown}…") } else { shown }
 }
