@@ -31,12 +31,12 @@ impl S3 {
     /// Where moto is missing, or does not start.
     #[must_use]
     pub fn start() -> Self {
-        let server = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.tools/test-venv/bin/moto_server");
-        assert!(server.is_file(), "the tests need moto and {} is none: run `make tools-test`", server.display());
+        let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.tools/test-venv/bin/python");
+        assert!(python.is_file(), "the tests need moto and {} is missing: run `make tools-test`", python.display());
         for _ in 0..10 {
             let (folder, port) = (folder("s3"), pick_port());
-            let mut command = Command::new(&server);
-            command.args(["-H", "127.0.0.1", "-p", &port.to_string()]);
+            let mut command = Command::new(&python);
+            command.args(["-m", "moto.server", "-H", "127.0.0.1", "-p", &port.to_string()]);
             let child = Child::spawn_logged(&mut command, &folder.path().join("log"));
             let mut s3 = Self { child, _folder: folder, port };
             if s3.until_it_serves() {

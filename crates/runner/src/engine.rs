@@ -90,6 +90,16 @@ struct Table {
     closed: bool,
 }
 
+/// Where what an engine has to say goes.
+pub(crate) struct Outward {
+    pub(crate) reports: Reports,
+    pub(crate) activities: Activities,
+    pub(crate) shelf: Shelf,
+    pub(crate) losses: mpsc::UnboundedSender<Loss>,
+    /// None where no run has a credential: in tests of what needs none.
+    pub(crate) vault: Option<Arc<dyn Vault>>,
+}
+
 /// See the module.
 pub(crate) struct Engine<H> {
     host: H,
@@ -105,16 +115,8 @@ pub(crate) struct Engine<H> {
 }
 
 impl<H: Host> Engine<H> {
-    pub(crate) fn new(
-        host: H,
-        id: RunnerId,
-        capacity: usize,
-        reports: Reports,
-        activities: Activities,
-        shelf: Shelf,
-        losses: mpsc::UnboundedSender<Loss>,
-        vault: Option<Arc<dyn Vault>>,
-    ) -> Arc<Self> {
+    pub(crate) fn new(host: H, id: RunnerId, capacity: usize, outward: Outward) -> Arc<Self> {
+        let Outward { reports, activities, shelf, losses, vault } = outward;
         let table = Table {
             sessions: HashMap::new(),
             executions: HashMap::new(),

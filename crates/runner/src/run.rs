@@ -16,7 +16,7 @@ use uuid::Uuid;
 use crate::activity::{self, Activities};
 use crate::backoff::Backoff;
 use crate::config::RunnerConfig;
-use crate::engine::{Engine, Loss};
+use crate::engine::{Engine, Loss, Outward};
 use crate::host::Host;
 use crate::report::{self, Reports};
 use crate::transport::{self, Dispatcher, Line, Pool, Shelf};
@@ -61,7 +61,8 @@ pub async fn run<H: Host>(
     let (losses, lost) = mpsc::unbounded_channel();
     let vault = Arc::new(transport::Vault { bus: bus.clone(), id });
     let shelf = Shelf::new(bus.clone());
-    let engine = Engine::new(host, id, config.capacity as usize, reports, activities, shelf, losses, Some(vault));
+    let outward = Outward { reports, activities, shelf, losses, vault: Some(vault) };
+    let engine = Engine::new(host, id, config.capacity as usize, outward);
     // Before the registration, so that the pool's first word finds ears.
     let service = transport::serve(&bus, &engine, &config).await?;
     let pool = Pool { line: bus.clone(), id };

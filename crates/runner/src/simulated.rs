@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::activity::{self, Activities};
 use crate::config::RunnerConfig;
-use crate::engine::Engine;
+use crate::engine::{Engine, Outward};
 use crate::host::Host;
 use crate::report::{self, Reports};
 use crate::run::{Touch, keep_in_touch, tell_losses};
@@ -39,8 +39,8 @@ impl<H: Host> Simulated<H> {
         let (reports, waiting) = Reports::new();
         let (activities, told) = Activities::new();
         let (losses, lost) = mpsc::unbounded_channel();
-        let shelf = Shelf::default();
-        let engine = Engine::new(host, id, config.capacity as usize, reports, activities, shelf, losses, None);
+        let outward = Outward { reports, activities, shelf: Shelf::default(), losses, vault: None };
+        let engine = Engine::new(host, id, config.capacity as usize, outward);
         let desk = Dispatcher { line: line.clone(), engine: Arc::clone(&engine) };
         tokio::spawn(async move { report::send_all(waiting, &desk, id).await });
         tokio::spawn(activity::publish(told, move |execution, progress| {

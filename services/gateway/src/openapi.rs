@@ -9,7 +9,7 @@ use utoipa::openapi::OpenApi;
 const FAILURES: &[(&str, &str)] = &[
     ("400", "The request does not fit"),
     ("401", "The API key is missing, not valid, revoked or expired"),
-    ("403", "The API key lacks the scope"),
+    ("403", "The API key lacks the scope, or a link is wrong or has expired"),
     ("404", "There is no such object"),
     ("405", "The method is not allowed here"),
     ("409", "The object's state does not admit it, or the idempotency key was used for another request"),

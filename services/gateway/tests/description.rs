@@ -47,6 +47,7 @@ async fn schemathesis_finds_nothing() {
         api.post(&format!("/v2/tasks/{task}/run"), &json!({"input": 1})).await.expect(201);
     }
     run(&api, json!([{"ask": "code"}])).await;
+    run(&api, json!([{"capture": {"name": "bills.csv", "content": "number,amount\n"}}])).await;
     let folder = errand_tests::folder("schemathesis");
     let mut schemathesis = tool("schemathesis");
     // By number, not by time: the same questions on a slow machine and a fast one.

@@ -18,10 +18,18 @@ const TEXTS: [(&str, &str); 11] = [
     ("ics", "text/calendar"),
 ];
 
+/// What every package of the Office formats has, and no other archive.
+const PACKAGE: [&[u8]; 3] = [b"[Content_Types].xml", b"_rels/.rels", b"docProps/"];
+const OFFICE: [(&[u8], &str); 3] = [
+    (b"xl/", "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"),
+    (b"word/", "application/vnd.openxmlformats-officedocument.wordprocessingml.document"),
+    (b"ppt/", "application/vnd.openxmlformats-officedocument.presentationml.presentation"),
+];
+
 /// The MIME type of a file that begins so and has this name. What the content says counts more than the name.
 #[must_use]
 pub fn mime_type(head: &[u8], is_whole: bool, name: &str) -> &'static str {
-    let by_content = infer::get(head).map(|found| found.mime_type());
+    let by_content = office(head).or_else(|| infer::get(head).map(|found| found.mime_type()));
     if let Some(mime) = by_content.filter(|mime| !matches!(*mime, "text/html" | "text/xml" | "application/xml")) {
         return mime;
     }
@@ -31,6 +39,18 @@ pub fn mime_type(head: &[u8], is_whole: bool, name: &str) -> &'static str {
     let extension = name.rsplit_once('.').map(|(_, extension)| extension.to_ascii_lowercase()).unwrap_or_default();
     let by_name = TEXTS.iter().find(|(known, _)| *known == extension).map(|(_, mime)| *mime);
     by_name.or(by_content).unwrap_or("text/plain")
+}
+
+/// The Office formats by the entries of their archive. Programs write these in orders that `infer` does not know.
+fn office(head: &[u8]) -> Option<&'static str> {
+    let mut is_package = false;
+    let mut found = None;
+    for at in head.windows(4).enumerate().filter(|(_, four)| *four == b"PK\x03\x04").map(|(at, _)| at) {
+        let Some(name) = head.get(at + 30..) else { break };
+        is_package |= PACKAGE.iter().any(|part| name.starts_with(part));
+        found = found.or_else(|| OFFICE.iter().find(|(folder, _)| name.starts_with(folder)).map(|(_, mime)| *mime));
+    }
+    found.filter(|_| is_package && head.starts_with(b"PK\x03\x04"))
 }
 
 /// UTF-8 without the control characters that no text has.
@@ -69,6 +89,23 @@ mod tests {
         ] {
             assert_eq!(mime_type(head, true, name), expected, "{name}");
         }
+    }
+
+    #[test]
+    fn office_files_are_told_whatever_the_order_of_their_parts() {
+        let part = |name: &str| [&b"PK\x03\x04"[..], &[0; 26], name.as_bytes(), &[7; 9000]].concat();
+        for (parts, expected) in [
+            (&["docProps/app.xml", "docProps/core.xml", "_rels/.rels", "xl/workbook.xml"][..], OFFICE[0].1),
+            (&["xl/workbook.xml", "[Content_Types].xml"], OFFICE[0].1),
+            (&["[Content_Types].xml", "word/document.xml"], OFFICE[1].1),
+        ] {
+            let head: Vec<u8> = parts.iter().flat_map(|name| part(name)).collect();
+            assert_eq!(mime_type(&head, true, "a"), expected, "{parts:?}");
+        }
+        for archive in [&["xl/mine.txt", "other.txt"][..], &["[Content_Types].xml"]] {
+            assert_eq!(office(&archive.iter().flat_map(|name| part(name)).collect::<Vec<u8>>()), None, "{archive:?}");
+        }
+        assert_eq!(mime_type(include_bytes!("../tests/files/bills.xlsx"), true, "a"), OFFICE[0].1);
     }
 
     #[test]

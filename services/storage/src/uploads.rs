@@ -54,7 +54,7 @@ pub enum Begun {
 type Outcome = Option<Result<Artifact, Error>>;
 
 enum State {
-    Receiving(Staged),
+    Receiving(Box<Staged>),
     /// Whole; somebody waits for it to be kept.
     Keeping(watch::Receiver<Outcome>),
     /// Something of it was lost.
@@ -154,7 +154,7 @@ impl Uploads {
             return Err(ErrorCode::API_UNAVAILABLE.with("too many uploads are under way; try again later"));
         }
         let id = begin.id;
-        let state = tokio::sync::Mutex::new(State::Receiving(self.staging.empty()));
+        let state = tokio::sync::Mutex::new(State::Receiving(Box::new(self.staging.empty())));
         table.insert(id, Arc::new(Upload { begin, holder, state, touched: Mutex::new(Instant::now()) }));
         Ok(())
     }
@@ -217,7 +217,7 @@ impl Uploads {
                 return Ok(None);
             }
             State::Keeping(outcome) => outcome,
-            State::Receiving(staged) => self.start_keeping(&upload, staged),
+            State::Receiving(staged) => self.start_keeping(&upload, *staged),
         };
         *state = State::Keeping(outcome.clone());
         drop(state);

@@ -1,13 +1,15 @@
 //! A runner whose agent does what the run's input says, one step after the other: `{"steps": [{"sleep_ms": 20},
-//! {"progress": "half"}, {"ask": "code"}, {"fail": "why"}, {"lose": "why"}, {"output": 7}, "deaf", "stuck"]}`. Without
-//! steps the output is the input.
+//! {"progress": "half"}, {"capture": {"name": "a.csv", "content": "a,b"}}, {"ask": "code"}, {"fail": "why"},
+//! {"lose": "why"}, {"output": 7}, "deaf", "stuck"]}`. Without steps the output is the input.
+
+use std::io::Cursor;
+use std::time::Duration;
 
 use errand_runner::{
-    Assigned, Control, Ending, Error, ErrorCode, Host, InteractionField, Question, RunnerConfig, SessionId,
-    SessionStart,
+    ArtifactKind, Assigned, Control, Ending, Error, ErrorCode, Host, InteractionField, NewFile, NotKept, Question,
+    RunnerConfig, SessionId, SessionStart,
 };
 use serde_json::Value;
-use std::time::Duration;
 
 #[derive(Debug, clap::Parser)]
 struct Config {
@@ -65,6 +67,7 @@ async fn take(step: &Value, control: &Control) -> Option<Ending> {
             control.progress(argument.as_str().unwrap_or_default(), "script", Some(50));
             None
         }
+        "capture" => capture(argument, control).await,
         "ask" => match control.ask(question(argument.as_str().unwrap_or_default())).await {
             Ok(answer) => Some(Ending::Finished(answer.to_string().into())),
             Err(_) => Some(Ending::Stopped),
@@ -73,6 +76,18 @@ async fn take(step: &Value, control: &Control) -> Option<Ending> {
         "lose" => Some(Ending::SessionLost(argument.to_string())),
         "output" => Some(Ending::Finished(argument.to_string().into())),
         _ => Some(Ending::Failed(vec![ErrorCode::AGENT_ERROR.with(format!("no such step: {name}"))])),
+    }
+}
+
+/// Keeps a file of this content: `name`, `content`, and where it is one `kind` (`screenshot`), and `data`.
+async fn capture(said: &Value, control: &Control) -> Option<Ending> {
+    let text = |field: &str| said[field].as_str().unwrap_or_default().to_owned();
+    let kind = if said["kind"] == "screenshot" { ArtifactKind::Screenshot } else { ArtifactKind::File };
+    let file = NewFile { kind, name: text("name"), data: said.get("data").cloned() };
+    match control.upload(file, Cursor::new(text("content").into_bytes())).await {
+        Ok(_) => None,
+        Err(NotKept::Refused(error)) => Some(Ending::Failed(vec![error])),
+        Err(error) => Some(Ending::Failed(vec![ErrorCode::AGENT_ERROR.with(error.to_string())])),
     }
 }
 

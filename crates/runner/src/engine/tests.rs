@@ -104,7 +104,8 @@ fn bench(fake: Fake, capacity: usize) -> Bench {
     let (losses, lost) = mpsc::unbounded_channel();
     let log = Arc::clone(&fake.log);
     let id = RunnerId::from_uuid(Uuid::now_v7());
-    let engine = Engine::new(fake, id, capacity, reports, Activities::new().0, Shelf::default(), losses, None);
+    let (activities, shelf) = (Activities::new().0, Shelf::default());
+    let engine = Engine::new(fake, id, capacity, Outward { reports, activities, shelf, losses, vault: None });
     Bench { engine, log, reports: waiting, losses: lost }
 }
 

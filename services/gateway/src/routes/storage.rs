@@ -137,6 +137,8 @@ impl<S: Send + Sync> axum::extract::FromRequestParts<S> for Reader {
 /// Reads an artifact's content, all of it or a range of bytes: with a key, or by its link (`url`) without one.
 #[utoipa::path(
     get, path = "/v2/storage/{storage_id}/content", tag = "Storage",
+    // A link needs no key.
+    security((), ("api_key" = [])),
     params(
         ("storage_id" = String, Path, description = "The artifact"),
         ("expires" = Option<i64>, Query, description = "Of the link"),

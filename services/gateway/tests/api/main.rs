@@ -10,6 +10,7 @@ mod limits;
 mod objects;
 mod repeats;
 mod runs;
+mod storage;
 mod tenants;
 
 macro_rules! on_both_stores {

@@ -215,6 +215,10 @@ async fn kill_when(theatre: &Theatre, run: RunId, wanted: usize, pid: u32, kille
 
 const SCHEMA: &str = r#"{"type": "object", "properties": {"rows": {"type": "array"}}, "required": ["rows"]}"#;
 
+/// Files that other programs wrote (openpyxl, reportlab).
+const XLSX: &[u8] = include_bytes!("../files/bills.xlsx");
+const PDF: &[u8] = include_bytes!("../files/bill.pdf");
+
 /// What extractors make of files, and that hostile ones harm nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn data_is_extracted_checked_and_bounded() -> anyhow::Result<()> {
@@ -240,6 +244,19 @@ async fn data_is_extracted_checked_and_bounded() -> anyhow::Result<()> {
     let run = theatre.run(on);
     let json = theatre.capture(run, "a.json", br#"{"total": 3}"#).await?;
     assert_eq!(data(&json), json!({"total": 3}));
+    let xlsx = theatre.capture(run, "bills", XLSX).await?;
+    let sheets = json!([
+        {"name": "Bills", "rows": [
+            {"Number": "BW-1", "Amount": 71.22, "Issued": "2026-05-01", "Paid": true},
+            {"Number": "BW-2", "Amount": 7, "Issued": "2026-06-01T10:30:00", "Paid": false, "Note": "märz"},
+        ]},
+        // Its only value is a formula's that no program has computed.
+        {"name": "Sums", "rows": []},
+    ]);
+    assert_eq!(data(&xlsx), json!({"sheets": sheets}));
+    let pdf = theatre.capture(run, "bill", PDF).await?;
+    let fields = json!({"Bill": "BW-1", "Amount": "71.22 EUR", "Due": "2026-06-30", "Page": "2"});
+    assert_eq!((pdf.mime_type.as_str(), &data(&pdf)["fields"]), ("application/pdf", &fields));
     let text = theatre.capture(run, "notes.txt", b"nothing to extract").await?;
     assert!(text.data.is_none() && text.errors.is_empty());
     let hostile: [(&str, Vec<u8>); 5] = [
