@@ -107,7 +107,12 @@ fn supervise(report: &Path, program: &OsString, args: impl Iterator<Item = OsStr
         wait_until_unread();
         kill_group();
     })?;
-    Ended::from(child.wait()?).write(report)
+    match child.wait() {
+        Ok(status) => Ended::from(status).write(report),
+        // The other thread has buried it, and kills this process next: nobody reads how it ended.
+        Err(error) if error.raw_os_error() == Some(Errno::ECHILD as i32) => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 /// Returns when nobody can read what is written to stdout.
@@ -155,14 +160,25 @@ mod descendants {
         const ROUNDS: u32 = 500;
         for _ in 0..ROUNDS {
             let living = crate::procfs::living_descendants();
-            if living.is_empty() {
-                return;
-            }
+            let over = living.is_empty();
             for pid in living {
                 let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL);
             }
+            bury();
+            if over {
+                return;
+            }
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
+    }
+
+    /// Takes note of the dead, which would go to init else: in a container that is mostly the runner, which knows
+    /// nothing of them.
+    #[cfg(target_os = "linux")]
+    fn bury() {
+        use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+
+        while !matches!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Ok(WaitStatus::StillAlive) | Err(_)) {}
     }
 
     #[cfg(not(target_os = "linux"))]
