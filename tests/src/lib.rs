@@ -8,6 +8,7 @@
 mod broker;
 mod guard;
 pub mod ledger;
+mod otlp;
 mod postgres;
 mod process;
 mod service;
@@ -17,6 +18,7 @@ mod wait;
 pub use broker::Broker;
 pub use guard::{folder, root};
 pub use nix::sys::signal::Signal;
+pub use otlp::{Collector, Span};
 pub use postgres::Postgres;
 pub use process::Child;
 pub use service::{Service, service};

@@ -29,7 +29,7 @@ pub enum StoreKind {
 }
 
 /// What a process of the installation does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Role {
     /// Owns runs.
     Dispatcher,
@@ -117,6 +117,15 @@ impl Stack {
     pub fn with_own_postgres() -> Self {
         let postgres = Postgres::start();
         Self::over(folder("stack"), postgres.url(), Some(postgres))
+    }
+
+    /// As [`Self::new`], over a broker of the test's own making.
+    ///
+    /// # Panics
+    /// As [`Self::new`].
+    #[must_use]
+    pub fn with_broker(kind: StoreKind, broker: Broker) -> Self {
+        Self { broker, ..Self::new(kind) }
     }
 
     fn over(folder: TempDir, store: String, postgres: Option<Postgres>) -> Self {
