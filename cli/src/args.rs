@@ -533,8 +533,8 @@ pub(crate) enum KeysCommand {
     Create {
         /// What it is for
         name: String,
-        /// What it may do: runs:read, runs:write, tasks:*, sessions:*, events:read, destinations:*, or admin for
-        /// everything and the runners of all; may be repeated [default: everything of the tenant]
+        /// What it may do: runs:read, runs:write, tasks:*, sessions:*, events:read, destinations:*, sources:*,
+        /// credentials:*, or admin for everything and the runners of all; may be repeated [default: everything of the tenant]
         #[arg(long, value_name = "SCOPE")]
         scope: Vec<String>,
         /// Until when it is valid, RFC 3339 [default: for ever]

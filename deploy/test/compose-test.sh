@@ -131,7 +131,7 @@ errand() { "$target/$profile/errand" --nats-credentials "$SECRETS/nats/operator.
 start() {
     say "starting: $*"
     compose "$@" up -d >"$scratch/up.log" 2>&1 || fail "compose up: $(tail -n 20 "$scratch/up.log")"
-    wait_for "a healthy stack" healthy nats postgres dispatcher session-pool timeout-watcher notifier gateway exec portal
+    wait_for "a healthy stack" healthy nats postgres dispatcher session-pool timeout-watcher notifier vault gateway exec portal
 }
 
 demo() {
@@ -145,6 +145,10 @@ demo() {
     errand interact "$run" code="$code" >/dev/null
     wait_for "the bills" status "$run" completed
     say "portal-bills $run: asked for the code, answered, completed"
+    secret=$(errand --json keys create compose-test | sed -n 's/.*"secret":"\([^"]*\)".*/\1/p')
+    told=$(echo "$secret" | python3 deploy/test/over_http.py "http://127.0.0.1:$HTTP_PORT" \
+        "http://127.0.0.1:$PORTAL_PORT" http://portal:8090) || fail "over HTTP"
+    say "over HTTP: $told"
 }
 
 status() { errand --json runs get "$1" | grep -q "\"status\":\"$2\""; }
@@ -166,7 +170,7 @@ under_load() {
     wait $ledger || fail "the ledger: $(cat "$scratch/ledger.log")"
     ledger=
     sed 's/^/compose-test:   /' "$scratch/ledger.log"
-    wait_for "a stack that is healthy again" healthy nats postgres dispatcher session-pool timeout-watcher notifier gateway exec
+    wait_for "a stack that is healthy again" healthy nats postgres dispatcher session-pool timeout-watcher notifier vault gateway exec
 }
 
 # The store, dumped under load, restored into an empty database later: what the dump holds goes on to its end.
@@ -180,12 +184,12 @@ backup() {
     say "dumped under load"
     wait $ledger || fail "the ledger: $(cat "$scratch/ledger.log")"
     ledger=
-    (unset ERRAND_NATS_URL && compose stop exec gateway notifier timeout-watcher session-pool dispatcher) >/dev/null 2>&1
+    (unset ERRAND_NATS_URL && compose stop exec gateway vault notifier timeout-watcher session-pool dispatcher) >/dev/null 2>&1
     docker exec "$postgres" dropdb -U errand errand
     docker exec "$postgres" createdb -U errand errand
     docker exec "$postgres" pg_restore -U errand -d errand /tmp/errand.dump
-    (unset ERRAND_NATS_URL && compose start dispatcher session-pool timeout-watcher notifier gateway exec) >/dev/null 2>&1
-    wait_for "a healthy stack after the restore" healthy dispatcher session-pool timeout-watcher notifier gateway exec
+    (unset ERRAND_NATS_URL && compose start dispatcher session-pool timeout-watcher notifier vault gateway exec) >/dev/null 2>&1
+    wait_for "a healthy stack after the restore" healthy dispatcher session-pool timeout-watcher notifier vault gateway exec
     wait_for "the end of every run of the dump" all_final backup
     say "restored: $(errand --json --tenant backup runs list --limit 1000 | grep -c trun_) runs of the dump, all final"
 }
@@ -212,7 +216,7 @@ export ERRAND_NATS_URL="nats://127.0.0.1:$NATS_PORT"
 say "errand doctor:"
 errand doctor || fail "the doctor"
 demo
-under_load single dispatcher session-pool timeout-watcher notifier gateway exec postgres nats
+under_load single dispatcher session-pool timeout-watcher notifier vault gateway exec postgres nats
 backup
 errand doctor >/dev/null || fail "the doctor, afterwards"
 compose down -v >/dev/null 2>&1

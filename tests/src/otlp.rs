@@ -36,6 +36,7 @@ pub struct Span {
 struct Kept {
     spans: Vec<Span>,
     metrics: BTreeSet<(String, String)>,
+    raw: Vec<u8>,
 }
 
 /// Serves until it is dropped.
@@ -75,6 +76,12 @@ impl Collector {
         lock(&self.kept).spans.clone()
     }
 
+    /// All that came so far, as it came.
+    #[must_use]
+    pub fn raw(&self) -> Vec<u8> {
+        lock(&self.kept).raw.clone()
+    }
+
     /// All metrics so far: service and name.
     #[must_use]
     pub fn metrics(&self) -> BTreeSet<(String, String)> {
@@ -99,6 +106,7 @@ fn service(resource: Option<Resource>) -> String {
 }
 
 async fn take_traces(State(kept): State<Arc<Mutex<Kept>>>, body: Bytes) -> StatusCode {
+    lock(&kept).raw.extend_from_slice(&body);
     let Ok(request) = ExportTraceServiceRequest::decode(body) else { return StatusCode::BAD_REQUEST };
     for of_process in request.resource_spans {
         let service = service(of_process.resource);
@@ -113,6 +121,7 @@ async fn take_traces(State(kept): State<Arc<Mutex<Kept>>>, body: Bytes) -> Statu
 }
 
 async fn take_metrics(State(kept): State<Arc<Mutex<Kept>>>, body: Bytes) -> StatusCode {
+    lock(&kept).raw.extend_from_slice(&body);
     let Ok(request) = ExportMetricsServiceRequest::decode(body) else { return StatusCode::BAD_REQUEST };
     for of_process in request.resource_metrics {
         let service = service(of_process.resource);

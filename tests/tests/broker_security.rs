@@ -8,7 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use async_nats::{Event, ServerError};
 use errand_bus::{Bus, BusConfig, Part, connect_options};
-use errand_client::{Client, NewRun};
+use errand_client::{Client, NewCredential, NewRun, SecretText, Secrets, v1};
+use errand_core::credential::AuthMethod;
 use errand_core::task::Definition;
 use errand_tests::{Broker, Role, Stack, StoreKind, eventually, folder, service};
 use futures::StreamExt;
@@ -18,6 +19,8 @@ use tokio::sync::mpsc;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const PREFIX: &str = "test.errand";
+/// What no user may publish on.
+const NOBODYS: &str = "nobodys.subject";
 
 /// What `errand nats-config` has written.
 struct Users(TempDir);
@@ -85,20 +88,19 @@ impl Probe {
         Ok(may)
     }
 
-    /// The broker answers in order: what it said of the last comes before the echo on our own inbox.
+    /// The broker refuses in order: what it said of the last comes before what it says of a subject that nobody has.
     async fn settled(&mut self) -> anyhow::Result<bool> {
-        let inbox = self.client.new_inbox();
-        let mut echo = self.client.subscribe(inbox.clone()).await?;
-        self.client.publish(inbox, "echo".into()).await?;
-        tokio::time::timeout(PATIENCE, echo.next()).await.context("no echo")?;
-        // The client tells of errors on another task than of messages.
-        tokio::task::yield_now().await;
+        self.client.publish(NOBODYS, "x".into()).await?;
         let mut may = true;
-        while let Ok(Some(text)) = tokio::time::timeout(Duration::from_millis(50), self.refused.recv()).await {
+        loop {
+            let text = tokio::time::timeout(PATIENCE, self.refused.recv()).await.context("no refusal")?;
+            let text = text.context("the connection has ended")?;
             ensure!(text.to_lowercase().contains("permissions violation"), "{text}");
+            if text.contains(NOBODYS) {
+                return Ok(may);
+            }
             may = false;
         }
-        Ok(may)
     }
 }
 
@@ -109,7 +111,7 @@ struct Case {
     subscribe: &'static [(&'static str, bool)],
 }
 
-const CASES: [Case; 8] = [
+const CASES: [Case; 9] = [
     Case {
         user: "tenant-acme",
         publish: &[
@@ -148,10 +150,13 @@ const CASES: [Case; 8] = [
             ("submit.acme", false),
             ("event.acme.task_run.completed.trun_x", false),
             ("api.dispatcher.get_run", false),
+            ("api.vault.open_credential", true),
+            ("api.vault.get_credential", false),
             ("$JS.API.STREAM.INFO.TEST_ERRAND_EVENT", false),
         ],
         subscribe: &[
             ("pool.hello", true),
+            ("api.vault.open_credential", false),
             ("runner.*.assign", false),
             ("runner.>", false),
             ("run.report", false),
@@ -170,6 +175,8 @@ const CASES: [Case; 8] = [
             ("event.acme.task_run.completed.trun_x", true),
             ("runner.rnr_x.assign", true),
             ("runner.rnr_x.start_session", false),
+            ("api.vault.check_references", true),
+            ("api.vault.open_credential", false),
             ("notify.acme.task_run.completed", false),
             ("$JS.API.STREAM.DELETE.TEST_ERRAND_EVENT", false),
             ("$JS.API.STREAM.PURGE.TEST_ERRAND_EVENT", false),
@@ -193,8 +200,29 @@ const CASES: [Case; 8] = [
     },
     Case {
         user: "gateway",
-        publish: &[("api.dispatcher.get_run", true), ("run.report", false), ("pool.release", false)],
-        subscribe: &[("event.acme.>", true), ("run.>", false), ("pool.>", false), ("runner.>", false)],
+        publish: &[
+            ("api.dispatcher.get_run", true),
+            ("api.vault.create_credential", true),
+            ("api.vault.open_credential", false),
+            ("api.vault.rotate_key", false),
+            ("run.report", false),
+            ("pool.release", false),
+            ("submit.acme", false),
+        ],
+        subscribe: &[("gateway.keys", true), ("run.>", false), ("pool.>", false), ("runner.>", false)],
+    },
+    Case {
+        user: "vault",
+        publish: &[
+            ("event.acme.credential.created.cred_x", true),
+            ("run.lease_holder", true),
+            ("runner.rnr_x.confirm_key", true),
+            ("runner.rnr_x.assign", false),
+            ("run.report", false),
+            ("submit.acme", false),
+            ("api.dispatcher.get_run", false),
+        ],
+        subscribe: &[("api.vault.open_credential", true), ("run.>", false), ("_INBOX.dispatcher.>", false)],
     },
 ];
 
@@ -239,7 +267,9 @@ async fn the_stack_works_under_its_users() -> anyhow::Result<()> {
         (Role::SessionPool, "session-pool"),
         (Role::TimeoutWatcher, "timeout-watcher"),
         (Role::Notifier, "notifier"),
+        (Role::Vault, "vault"),
         (Role::Scripted, "runner-one"),
+        (Role::Exec, "runner-two"),
     ] {
         let more: &[&str] = if role == Role::SessionPool { &["--runner-lost-seconds", "4"] } else { &[] };
         let credentials = users.file(user);
@@ -247,8 +277,8 @@ async fn the_stack_works_under_its_users() -> anyhow::Result<()> {
     }
     let operator = bus(&stack.broker, &users, "operator").await?;
     let client = Client::new(operator, "acme".parse()?);
-    eventually("a runner is connected", PATIENCE, async || {
-        client.runners(Vec::new()).await.ok().filter(|runners| !runners.is_empty())
+    eventually("both runners are connected", PATIENCE, async || {
+        client.runners(Vec::new()).await.ok().filter(|runners| runners.len() == 2)
     })
     .await;
     let definition = json!({"name": "secure", "agent_id": "agt_scripted", "settings": {"inactivity_seconds": 1}});
@@ -264,6 +294,7 @@ async fn the_stack_works_under_its_users() -> anyhow::Result<()> {
     let told = tokio::time::timeout(PATIENCE, heard.next()).await?.context("the subscription ended")?;
     let event: serde_json::Value = serde_json::from_slice(&told.payload)?;
     ensure!(event["data"]["id"] == id.to_string(), "{event}");
+    a_credential_reaches_its_runner(&client).await?;
     // Deadlines and stops go their ways, too.
     let stuck = NewRun::of_task(&task)?.input(&json!({"steps": ["stuck"]}));
     let id = stuck.id();
@@ -273,20 +304,38 @@ async fn the_stack_works_under_its_users() -> anyhow::Result<()> {
     runner_comes_back_under_its_id(&mut stack, &client, &task).await
 }
 
+/// The vault hears its witnesses, and the runner is answered.
+async fn a_credential_reaches_its_runner(client: &Client) -> anyhow::Result<()> {
+    let secrets = Secrets { api_key: Some(SecretText::new("sk_test_1234567890".into())), ..Secrets::default() };
+    let new = NewCredential { name: "key".into(), auth_method: AuthMethod::ApiKey, source_id: None, secrets };
+    let credential = client.create_credential(new).await?.id.parse()?;
+    let script = r#"read -r start; case $start in *sk_test_*) echo '{"type":"output","output":1}';; esac"#;
+    let program = json!({"command": ["/bin/sh", "-c", script]});
+    let definition = json!({"name": "signed", "agent_id": "agt_exec", "program": program});
+    let task = client.apply_task(&serde_json::from_value::<Definition>(definition)?).await?.id;
+    let run = NewRun::of_task(&task)?.with_credential(credential);
+    let id = run.id();
+    client.submit(run).await?;
+    let ended = client.wait(id, PATIENCE).await?.into_run();
+    ensure!(ended.status() == v1::RunStatus::Completed, "{ended:?}");
+    Ok(())
+}
+
 /// A runner whose credentials fix its id is the same one again after it was killed: what it had is lost at once.
 async fn runner_comes_back_under_its_id(stack: &mut Stack, client: &Client, task: &str) -> anyhow::Result<()> {
-    let before = client.runners(Vec::new()).await?;
+    let scripted = || vec!["agt_scripted".to_owned()];
+    let before = client.runners(scripted()).await?;
     let long = NewRun::of_task(task)?.input(&json!({"steps": [{"progress": "on"}, {"sleep_ms": 700}, {"output": 1}]}));
     let id = long.id();
     client.submit(long).await?;
     eventually("it runs", PATIENCE, async || {
-        client.get_run(id).await.ok().filter(|run| run.status() == errand_client::v1::RunStatus::Running)
+        client.get_run(id).await.ok().filter(|run| run.status() == v1::RunStatus::Running)
     })
     .await;
     stack.service(Role::Scripted).restart();
     let ended = client.wait(id, PATIENCE).await?.into_run();
     ensure!(ended.finished_at_ms.is_some(), "{ended:?}");
-    let after = client.runners(Vec::new()).await?;
+    let after = client.runners(scripted()).await?;
     ensure!(after.len() == 1 && after[0].id == before[0].id, "{before:?} and then {after:?}");
     Ok(())
 }

@@ -23,9 +23,7 @@ pub enum Part {
     Notifier,
     /// Owns HTTP.
     Gateway,
-    /// Owns files.
-    Storage,
-    /// Owns credentials.
+    /// Owns sources and credentials.
     Vault,
     /// One runner, by its id; or any, for runners that are scaled together and trust each other.
     Runner(Option<RunnerId>),
@@ -37,16 +35,30 @@ pub enum Part {
 
 impl Part {
     /// The services, each with its name.
-    pub const SERVICES: [(Self, &'static str); 7] = [
+    pub const SERVICES: [(Self, &'static str); 6] = [
         (Self::Dispatcher, "dispatcher"),
         (Self::SessionPool, "session-pool"),
         (Self::TimeoutWatcher, "timeout-watcher"),
         (Self::Notifier, "notifier"),
         (Self::Gateway, "gateway"),
-        (Self::Storage, "storage"),
         (Self::Vault, "vault"),
     ];
 }
+
+/// What the gateway asks the vault for.
+const OF_THE_VAULT: [&str; 11] = [
+    "create_source",
+    "get_source",
+    "list_sources",
+    "update_source",
+    "delete_source",
+    "get_sealing_key",
+    "create_credential",
+    "get_credential",
+    "list_credentials",
+    "update_credential",
+    "delete_credential",
+];
 
 /// Subjects, with wildcards.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -73,18 +85,8 @@ impl Permissions {
                 permissions.subscribe([subjects.activity_all()]);
             }
             Part::Notifier => permissions.add_notifier(subjects),
-            Part::Gateway => {
-                permissions.add_service("gateway", subjects);
-                permissions.add_client(subjects);
-                // Among gateways.
-                permissions.publish([subjects.gateway("*")]);
-                permissions.subscribe([subjects.gateway("*")]);
-            }
-            Part::Storage | Part::Vault => {
-                permissions.add_service(name, subjects);
-                permissions.publish([subjects.events_of(None)]);
-                permissions.add_follower(subjects, ">");
-            }
+            Part::Gateway => permissions.add_gateway(subjects),
+            Part::Vault => permissions.add_vault(subjects),
             Part::Runner(id) => permissions.add_runner(*id, subjects),
             Part::Tenant(tenant) => permissions.add_tenant(tenant, subjects),
             Part::Operator => permissions.add_operator(subjects),
@@ -146,6 +148,7 @@ impl Permissions {
         self.add_publisher(subjects);
         self.add_consumer(StreamKind::Submit, "dispatcher", subjects);
         self.publish([subjects.pool("acquire"), subjects.pool("release")]);
+        self.publish([subjects.api("vault", "check_references")]);
         self.publish(["assign", "stop", "input"].map(|method| subjects.runner_any(method)));
         self.subscribe([subjects.run(">"), subjects.activity_all(), subjects.pool("hello")]);
     }
@@ -171,6 +174,24 @@ impl Permissions {
         self.publish([subjects.notify("*", "*", "*")]);
     }
 
+    fn add_vault(&mut self, subjects: &Subjects) {
+        self.add_service("vault", subjects);
+        self.add_publisher(subjects);
+        // Its witnesses: who holds a lease, and whether a key is the runner's.
+        self.publish([subjects.run("lease_holder"), subjects.runner_any("confirm_key")]);
+    }
+
+    /// Asks services for every tenant, but never for what is handed to runners.
+    fn add_gateway(&mut self, subjects: &Subjects) {
+        self.add_service("gateway", subjects);
+        self.publish(["dispatcher", "session-pool", "notifier"].map(|service| subjects.api(service, "*")));
+        self.publish(OF_THE_VAULT.map(|method| subjects.api("vault", method)));
+        self.add_follower(subjects, ">");
+        // Among gateways.
+        self.publish([subjects.gateway("*")]);
+        self.subscribe([subjects.gateway("*")]);
+    }
+
     /// Asks every service, for every tenant.
     fn add_client(&mut self, subjects: &Subjects) {
         self.publish([subjects.api("*", "*"), subjects.submit_all()]);
@@ -188,8 +209,9 @@ impl Permissions {
         let methods = ["register", "heartbeat", "deregister", "session_lost"];
         self.publish(methods.map(|method| subjects.pool(method)));
         self.publish([subjects.run("report"), subjects.activity_all(), subjects.dead_letter("request")]);
+        self.publish(["open_credential", "report_auth"].map(|method| subjects.api("vault", method)));
         // Whom it answers.
-        self.publish(["dispatcher", "session-pool", "operator"].map(|name| format!("_INBOX.{name}.>")));
+        self.publish(["dispatcher", "session-pool", "vault", "operator"].map(|name| format!("_INBOX.{name}.>")));
     }
 
     fn add_tenant(&mut self, tenant: &Tenant, subjects: &Subjects) {
