@@ -41,6 +41,8 @@ pub enum Role {
     Notifier,
     /// Owns sources and credentials.
     Vault,
+    /// Owns HTTP.
+    Gateway,
     /// Runs programs as agents.
     Exec,
     /// A runner whose agent does what the input says: `src/bin/errand-tests-runner.rs`.
@@ -57,6 +59,7 @@ impl Role {
             Self::TimeoutWatcher => "errand-timeout-watcher",
             Self::Notifier => "errand-notifier",
             Self::Vault => "errand-vault",
+            Self::Gateway => "errand-gateway",
             Self::Exec => "errand-exec",
             Self::Scripted => "errand-tests-runner",
         }
@@ -70,12 +73,13 @@ impl Role {
             Self::TimeoutWatcher => "timeout-watcher",
             Self::Notifier => "notifier",
             Self::Vault => "vault",
+            Self::Gateway => "gateway",
             Self::Exec | Self::Scripted => "errand-runner",
         }
     }
 
     const fn has_store(self) -> bool {
-        matches!(self, Self::Dispatcher | Self::SessionPool | Self::Notifier | Self::Vault)
+        matches!(self, Self::Dispatcher | Self::SessionPool | Self::Notifier | Self::Vault | Self::Gateway)
     }
 }
 

@@ -257,7 +257,10 @@ async fn traces(collector: &Collector, runs: &[RunId]) -> Vec<u8> {
             let spans = collector.spans();
             let trace = &spans.iter().find(|span| span.run.as_ref() == Some(&id))?.trace;
             let told = |service: &str| spans.iter().any(|span| &span.trace == trace && span.service == service);
-            ["errand-dispatcher", "errand-session-pool", "errand-exec", "errand-vault"].into_iter().all(told).then_some(())
+            ["errand-dispatcher", "errand-session-pool", "errand-exec", "errand-vault"]
+                .into_iter()
+                .all(told)
+                .then_some(())
         })
         .await;
     }

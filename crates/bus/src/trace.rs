@@ -40,6 +40,8 @@ pub enum Kind {
     Request,
     /// A request is handled and answered.
     Handle,
+    /// An HTTP request is served.
+    Serve,
     /// Something within a process.
     Internal,
 }
@@ -118,6 +120,7 @@ fn start(kind: Kind, what: &str, since: SystemTime, parent: &Context) -> BoxedSp
         Kind::Process => ("process ", SpanKind::Consumer, Some("process")),
         Kind::Request => ("request ", SpanKind::Client, Some("send")),
         Kind::Handle => ("handle ", SpanKind::Server, Some("process")),
+        Kind::Serve => ("", SpanKind::Server, None),
         Kind::Internal => ("", SpanKind::Internal, None),
     };
     let mut attributes = Vec::new();
