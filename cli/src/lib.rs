@@ -109,7 +109,7 @@ async fn connect(global: &Global) -> anyhow::Result<Client> {
 /// Only where it goes somewhere: nobody asks a command for its metrics.
 fn start_telemetry(cli: &Cli) -> anyhow::Result<Option<Telemetry>> {
     let telemetry = &cli.global.telemetry;
-    if telemetry.otlp_endpoint.is_none() {
+    if telemetry.endpoint().is_none() {
         return Ok(None);
     }
     let service = if matches!(cli.command, Command::Dev(_)) { "dev" } else { "cli" };

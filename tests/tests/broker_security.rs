@@ -300,7 +300,8 @@ async fn the_stack_works_under_its_users() -> anyhow::Result<()> {
     let id = stuck.id();
     client.submit(stuck).await?;
     let ended = client.wait(id, PATIENCE).await?.into_run();
-    ensure!(ended.errors.iter().any(|error| error.code == "timeout"), "{ended:?}");
+    let log = stack.service(Role::TimeoutWatcher).process().log();
+    ensure!(ended.errors.iter().any(|error| error.code == "timeout"), "{ended:?}; the watcher: {log}");
     runner_comes_back_under_its_id(&mut stack, &client, &task).await
 }
 

@@ -80,7 +80,7 @@ impl Permissions {
             Part::SessionPool => permissions.add_session_pool(subjects),
             Part::TimeoutWatcher => {
                 permissions.add_service("timeout-watcher", subjects);
-                permissions.add_follower(subjects, ">");
+                permissions.add_follower(subjects);
                 permissions.publish([subjects.api("dispatcher", "list_deadlines"), subjects.run("expire")]);
                 permissions.subscribe([subjects.activity_all()]);
             }
@@ -128,11 +128,12 @@ impl Permissions {
         self.publish([format!("$JS.API.CONSUMER.CREATE.{stream}.{name}.>"), format!("$JS.ACK.{stream}.{name}.>")]);
     }
 
-    /// Reads the event stream, as far as this filter lets it.
-    fn add_follower(&mut self, subjects: &Subjects, filter: &str) {
+    /// Reads the event stream, through consumers without a name. Which events stands in their configuration, which the
+    /// broker does not check against permissions: whoever follows may follow everything.
+    fn add_follower(&mut self, subjects: &Subjects) {
         let stream = StreamKind::Event.name(subjects.prefix());
-        self.publish([format!("$JS.API.CONSUMER.CREATE.{stream}.*.{filter}")]);
-        for verb in ["CREATE", "INFO", "DELETE", "MSG.NEXT"] {
+        self.publish([format!("$JS.API.CONSUMER.CREATE.{stream}")]);
+        for verb in ["INFO", "DELETE", "MSG.NEXT"] {
             self.publish([format!("$JS.API.CONSUMER.{verb}.{stream}.*")]);
         }
         self.publish([format!("$JS.API.STREAM.INFO.{stream}"), format!("$JS.API.STREAM.MSG.GET.{stream}")]);
@@ -170,7 +171,7 @@ impl Permissions {
         // Among notifiers.
         self.publish([subjects.notifier("*")]);
         self.subscribe([subjects.notifier("*")]);
-        self.add_follower(subjects, ">");
+        self.add_follower(subjects);
         self.publish([subjects.notify("*", "*", "*")]);
     }
 
@@ -186,7 +187,7 @@ impl Permissions {
         self.add_service("gateway", subjects);
         self.publish(["dispatcher", "session-pool", "notifier"].map(|service| subjects.api(service, "*")));
         self.publish(OF_THE_VAULT.map(|method| subjects.api("vault", method)));
-        self.add_follower(subjects, ">");
+        self.add_follower(subjects);
         // Among gateways.
         self.publish([subjects.gateway("*")]);
         self.subscribe([subjects.gateway("*")]);
@@ -196,7 +197,7 @@ impl Permissions {
     fn add_client(&mut self, subjects: &Subjects) {
         self.publish([subjects.api("*", "*"), subjects.submit_all()]);
         self.subscribe([subjects.events_of(None), subjects.activity_all(), subjects.notify("*", "*", "*")]);
-        self.add_follower(subjects, ">");
+        self.add_follower(subjects);
     }
 
     fn add_runner(&mut self, id: Option<RunnerId>, subjects: &Subjects) {

@@ -36,6 +36,10 @@ pub struct TelemetryArgs {
 }
 
 fn endpoint(text: &str) -> Result<String, String> {
+    // An environment where it is set to nothing means nowhere, too.
+    if text.is_empty() {
+        return Ok(String::new());
+    }
     let rest = text.strip_prefix("http://").ok_or("must be http://HOST:PORT; for https put a collector beside")?;
     if rest.trim_matches('/').is_empty() {
         return Err("names no host".into());
@@ -45,6 +49,14 @@ fn endpoint(text: &str) -> Result<String, String> {
 
 fn ratio(text: &str) -> Result<f64, String> {
     text.parse().ok().filter(|ratio| (0.0..=1.0).contains(ratio)).ok_or_else(|| "must be 0 to 1".to_owned())
+}
+
+impl TelemetryArgs {
+    /// Where traces and metrics are sent, if anywhere.
+    #[must_use]
+    pub fn endpoint(&self) -> Option<&str> {
+        self.otlp_endpoint.as_deref().filter(|endpoint| !endpoint.is_empty())
+    }
 }
 
 /// Telemetry under way. [`Self::stop`] sends what is left.
@@ -70,7 +82,7 @@ impl Telemetry {
             .build();
         let metrics = meter_provider(args, resource.clone())?;
         global::set_meter_provider(metrics.clone());
-        let traces = match &args.otlp_endpoint {
+        let traces = match args.endpoint() {
             None => None,
             Some(endpoint) => {
                 let provider = tracer_provider(endpoint, args.trace_ratio, resource)?;
@@ -120,7 +132,7 @@ fn meter_provider(args: &TelemetryArgs, resource: Resource) -> anyhow::Result<Sd
         .build()
         .context("no /metrics")?;
     let mut provider = SdkMeterProvider::builder().with_resource(resource).with_reader(shown);
-    if let Some(endpoint) = &args.otlp_endpoint {
+    if let Some(endpoint) = args.endpoint() {
         let exporter = MetricExporter::builder()
             .with_http()
             .with_http_client(Poster::new())
@@ -153,6 +165,8 @@ mod tests {
         assert_eq!(endpoint("http://collector:4318/").unwrap(), "http://collector:4318");
         assert!(endpoint("https://collector:4318").unwrap_err().contains("collector beside"));
         assert!(endpoint("http://").is_err());
+        let unset = TelemetryArgs { otlp_endpoint: Some(endpoint("").unwrap()), trace_ratio: 1.0 };
+        assert_eq!(unset.endpoint(), None);
         assert!(ratio("0.01").is_ok() && ratio("1.5").is_err() && ratio("x").is_err());
     }
 }
