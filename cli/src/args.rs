@@ -45,6 +45,9 @@ pub(crate) struct Global {
     /// A NATS credentials file
     #[arg(long, global = true, value_name = "FILE", env = "ERRAND_NATS_CREDENTIALS", hide_env_values = true)]
     pub(crate) nats_credentials: Option<PathBuf>,
+    /// The certificates, in PEM, by one of which the NATS servers' are signed: TLS, and nothing else
+    #[arg(long, global = true, value_name = "FILE", env = "ERRAND_NATS_CA", hide_env_values = true)]
+    pub(crate) nats_ca: Option<PathBuf>,
     /// What every subject starts with
     #[arg(long, global = true, env = "ERRAND_PREFIX", hide_env_values = true, default_value = "errand.v1")]
     pub(crate) prefix: String,
@@ -64,6 +67,8 @@ pub(crate) struct Global {
         default_value = "warn"
     )]
     pub(crate) log: String,
+    #[command(flatten)]
+    pub(crate) telemetry: errand_kit::TelemetryArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -108,8 +113,41 @@ pub(crate) enum Command {
     Bench(BenchArgs),
     /// Shows a stack at work on an example, from start to end
     Demo(DemoArgs),
+    /// Writes users, permissions and keys for the NATS servers: one user for each part, with the least that it needs
+    NatsConfig(NatsConfigArgs),
+    /// Whether a service is ready, by its HTTP address: for health checks in images without other tools
+    Health(HealthArgs),
     /// Prints a completion script for a shell
     Completions(CompletionsArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct NatsConfigArgs {
+    /// Where to write; keys that are there are kept, so that it can be run again for more tenants and runners
+    #[arg(value_name = "FOLDER")]
+    pub(crate) folder: PathBuf,
+    /// Tenants whose programs get a user, separated by commas
+    #[arg(long, value_delimiter = ',', value_name = "TENANT")]
+    pub(crate) tenants: Vec<Tenant>,
+    /// Runners that get a user of their own, by names of your choice: each is confined to its own subjects
+    #[arg(long, value_delimiter = ',', value_name = "NAME")]
+    pub(crate) runners: Vec<String>,
+    /// Subjects outside of Errand's that the notifier may publish on, for destinations of type `nats` on this broker
+    #[arg(long, value_delimiter = ',', value_name = "SUBJECT")]
+    pub(crate) notifier_publishes: Vec<String>,
+    /// The servers' certificate in PEM, as the servers find it: turns TLS on
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub(crate) tls_certificate: Option<PathBuf>,
+    /// Its private key
+    #[arg(long, value_name = "FILE", requires = "tls_certificate")]
+    pub(crate) tls_key: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct HealthArgs {
+    /// What must answer 200
+    #[arg(default_value = "http://127.0.0.1:9100/readyz")]
+    pub(crate) url: String,
 }
 
 #[derive(Debug, Args)]
@@ -501,8 +539,8 @@ pub(crate) enum KeysCommand {
     Create {
         /// What it is for
         name: String,
-        /// What it may do: runs:read, runs:write, tasks:*, sessions:*, events:read, destinations:*, or admin for
-        /// everything and the runners of all; may be repeated [default: everything of the tenant]
+        /// What it may do: runs:read, runs:write, tasks:*, sessions:*, events:read, destinations:*, sources:*,
+        /// credentials:*, or admin for everything and the runners of all; may be repeated [default: everything of the tenant]
         #[arg(long, value_name = "SCOPE")]
         scope: Vec<String>,
         /// Until when it is valid, RFC 3339 [default: for ever]

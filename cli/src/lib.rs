@@ -7,6 +7,7 @@ mod failure;
 mod keep;
 mod output;
 mod postgres;
+mod services;
 mod stack;
 
 use std::io::IsTerminal;
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use errand_client::{Client, Options};
+use errand_kit::Telemetry;
 
 use crate::args::{Cli, Command, Global};
 use crate::output::Output;
@@ -32,6 +34,9 @@ pub fn main() -> ExitCode {
         Some(keep::KEEP) => return keep::keep_main(),
         _ => {}
     }
+    if let Some(ended) = services::by_name() {
+        return ended;
+    }
     let cli = Cli::parse();
     let as_json = cli.global.json;
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
@@ -41,7 +46,15 @@ pub fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let ended = runtime.block_on(run(cli));
+    let (ended, telemetry) = runtime.block_on(async {
+        match start_telemetry(&cli) {
+            Ok(telemetry) => (run(cli).await, telemetry),
+            Err(error) => (Err(error), None),
+        }
+    });
+    if let Some(telemetry) = telemetry {
+        telemetry.stop();
+    }
     // Something may still read from the terminal, which cannot be called off.
     runtime.shutdown_background();
     let Err(error) = ended else { return ExitCode::SUCCESS };
@@ -61,6 +74,8 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Demo(args) => commands::demo::run(args, out).await,
         Command::Bench(args) => commands::bench::run(args, &global, out).await,
         Command::Completions(args) => commands::completions::run(&args),
+        Command::NatsConfig(args) => commands::nats_config::run(&args, &global, out),
+        Command::Health(args) => commands::health::run(&args).await,
         Command::Doctor(args) => commands::doctor::run(&args, &global, out).await,
         Command::Task(args) => commands::task::run(args, &connect(&global).await?, out).await,
         Command::Run(args) => commands::run::run(args, &connect(&global).await?, out).await,
@@ -87,9 +102,20 @@ async fn connect(global: &Global) -> anyhow::Result<Client> {
         prefix: global.prefix.clone(),
         tenant: global.tenant.clone(),
         credentials: global.nats_credentials.clone(),
+        ca: global.nats_ca.clone(),
         patience: PATIENCE,
     };
     Ok(Client::connect(options).await?)
+}
+
+/// Only where it goes somewhere: nobody asks a command for its metrics.
+fn start_telemetry(cli: &Cli) -> anyhow::Result<Option<Telemetry>> {
+    let telemetry = &cli.global.telemetry;
+    if telemetry.endpoint().is_none() {
+        return Ok(None);
+    }
+    let service = if matches!(cli.command, Command::Dev(_)) { "dev" } else { "cli" };
+    Telemetry::start(telemetry, service).map(Some)
 }
 
 fn start_logging(global: &Global) -> anyhow::Result<()> {

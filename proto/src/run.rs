@@ -243,6 +243,7 @@ impl v1::Want {
             priority: spec.settings.priority,
             queued_at_ms: since.0,
             attempt: run.attempt,
+            traceparent: spec.traceparent.clone().unwrap_or_default(),
         })
     }
 }

@@ -19,6 +19,8 @@ pub struct Broker {
     child: Option<Child>,
     folder: TempDir,
     port: u16,
+    /// More of its configuration.
+    more: String,
 }
 
 impl Broker {
@@ -28,7 +30,16 @@ impl Broker {
     /// Where there is no nats-server, or it does not start.
     #[must_use]
     pub fn start() -> Self {
-        let mut broker = Self { child: None, folder: folder("nats"), port: 0 };
+        Self::start_with("")
+    }
+
+    /// As [`Self::start`], with more in its configuration.
+    ///
+    /// # Panics
+    /// As [`Self::start`].
+    #[must_use]
+    pub fn start_with(more: &str) -> Self {
+        let mut broker = Self { child: None, folder: folder("nats"), port: 0, more: more.to_owned() };
         for _ in 0..10 {
             broker.port = pick_port();
             if broker.launch() {
@@ -131,11 +142,12 @@ impl Broker {
         // The streams reserve what they may come to hold, so the limit is no smaller than a few installations need.
         format!(
             "listen: \"127.0.0.1:{}\"\nserver_name: \"{}\"\nports_file_dir: {:?}\n\
-             jetstream {{ store_dir: {:?}, sync_interval: always, max_file_store: 10TB, max_memory_store: 256MB }}\n",
+             jetstream {{ store_dir: {:?}, sync_interval: always, max_file_store: 10TB, max_memory_store: 256MB }}\n{}",
             self.port,
             self.folder.path().file_name().unwrap_or_default().display(),
             self.folder.path(),
             self.data(),
+            self.more,
         )
     }
 }

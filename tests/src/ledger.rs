@@ -43,7 +43,19 @@ pub async fn read_events(
     accepted: &[RunId],
     patience: Duration,
 ) -> anyhow::Result<BTreeMap<RunId, Entry>> {
-    let nats = async_nats::connect(url).await?;
+    read_events_over(async_nats::connect(url).await?, client, accepted, patience).await
+}
+
+/// As [`read_events`], over a connection that is there.
+///
+/// # Errors
+/// As [`read_events`].
+pub async fn read_events_over(
+    nats: async_nats::Client,
+    client: &Client,
+    accepted: &[RunId],
+    patience: Duration,
+) -> anyhow::Result<BTreeMap<RunId, Entry>> {
     let name = errand_bus::StreamKind::Event.name(client.bus().subjects().prefix());
     let stream = jetstream::new(nats).get_stream(name).await?;
     let mut messages = stream.create_consumer(OrderedConfig::default()).await?.messages().await?;

@@ -8,6 +8,7 @@
 mod broker;
 mod guard;
 pub mod ledger;
+mod otlp;
 mod postgres;
 mod process;
 mod s3;
@@ -18,6 +19,7 @@ mod wait;
 pub use broker::Broker;
 pub use guard::{folder, root};
 pub use nix::sys::signal::Signal;
+pub use otlp::{Collector, Span};
 pub use postgres::Postgres;
 pub use process::Child;
 pub use s3::S3;

@@ -29,7 +29,7 @@ pub enum StoreKind {
 }
 
 /// What a process of the installation does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Role {
     /// Owns runs.
     Dispatcher,
@@ -43,6 +43,8 @@ pub enum Role {
     Vault,
     /// Owns files.
     Storage,
+    /// Owns HTTP.
+    Gateway,
     /// Runs programs as agents.
     Exec,
     /// Drives browsers.
@@ -62,6 +64,7 @@ impl Role {
             Self::Notifier => "errand-notifier",
             Self::Vault => "errand-vault",
             Self::Storage => "errand-storage",
+            Self::Gateway => "errand-gateway",
             Self::Exec => "errand-exec",
             Self::Browser => "errand-browser",
             Self::Scripted => "errand-tests-runner",
@@ -77,12 +80,16 @@ impl Role {
             Self::Notifier => "notifier",
             Self::Vault => "vault",
             Self::Storage => "storage",
+            Self::Gateway => "gateway",
             Self::Exec | Self::Browser | Self::Scripted => "errand-runner",
         }
     }
 
     const fn has_store(self) -> bool {
-        matches!(self, Self::Dispatcher | Self::SessionPool | Self::Notifier | Self::Vault | Self::Storage)
+        matches!(
+            self,
+            Self::Dispatcher | Self::SessionPool | Self::Notifier | Self::Vault | Self::Storage | Self::Gateway
+        )
     }
 }
 
@@ -124,6 +131,15 @@ impl Stack {
     pub fn with_own_postgres() -> Self {
         let postgres = Postgres::start();
         Self::over(folder("stack"), postgres.url(), Some(postgres))
+    }
+
+    /// As [`Self::new`], over a broker of the test's own making.
+    ///
+    /// # Panics
+    /// As [`Self::new`].
+    #[must_use]
+    pub fn with_broker(kind: StoreKind, broker: Broker) -> Self {
+        Self { broker, ..Self::new(kind) }
     }
 
     fn over(folder: TempDir, store: String, postgres: Option<Postgres>) -> Self {

@@ -17,7 +17,7 @@ use errand_core::task::Definition;
 use errand_core::{CredentialId, ErrorCode, RunnerId, SourceId};
 use errand_secret::handover::KeyPair;
 use errand_secret::scrub::Scrubber;
-use errand_tests::{Child, Role, Stack, StoreKind, eventually, folder, service};
+use errand_tests::{Child, Collector, Role, Stack, StoreKind, eventually, folder, service};
 use futures::StreamExt;
 use serde_json::{Value, json};
 use sqlx::Row;
@@ -60,22 +60,27 @@ struct World {
     client: Client,
     /// The exec runner's `--work`.
     work: PathBuf,
+    /// What all services say of their work.
+    collector: Collector,
 }
 
 impl World {
     async fn start(kind: StoreKind, log: &str) -> anyhow::Result<Self> {
         let mut stack = Stack::new(kind);
+        let collector = Collector::start().await;
+        let telling = ["--log", log, "--otlp-endpoint", collector.url(), "--trace-ratio", "1"];
         for role in [Role::Dispatcher, Role::TimeoutWatcher, Role::Notifier, Role::Vault] {
-            stack.start(role, &["--log", log]);
+            stack.start(role, &telling);
         }
-        stack.start(Role::SessionPool, &["--log", log, "--heartbeat-seconds", "1", "--runner-lost-seconds", "3"]);
+        let quick = ["--heartbeat-seconds", "1", "--runner-lost-seconds", "3"];
+        stack.start(Role::SessionPool, &[&telling[..], &quick].concat());
         let work = stack.folder().join("work");
         let (work_text, directory) = (work.display().to_string(), repository().display().to_string());
-        let more = ["--log", log, "--work", &work_text, "--directory", &directory, "--capacity", "8"];
-        stack.start(Role::Exec, &more);
+        let more = ["--work", &work_text, "--directory", &directory, "--capacity", "8"];
+        stack.start(Role::Exec, &[&telling[..], &more].concat());
         stack.ready().await;
         let client = Client::new(stack.bus().await, "acme".parse()?);
-        Ok(Self { stack, client, work })
+        Ok(Self { stack, client, work, collector })
     }
 
     async fn task(&self, program: Value) -> anyhow::Result<String> {
@@ -244,6 +249,24 @@ async fn tables(url: &str) -> anyhow::Result<(usize, Vec<u8>)> {
     Ok((count, bytes))
 }
 
+/// All that was exported, once every service that a credential passes has told of each run.
+async fn traces(collector: &Collector, runs: &[RunId]) -> Vec<u8> {
+    for run in runs {
+        let id = run.to_string();
+        eventually("every service's spans of a run", PATIENCE, async || {
+            let spans = collector.spans();
+            let trace = &spans.iter().find(|span| span.run.as_ref() == Some(&id))?.trace;
+            let told = |service: &str| spans.iter().any(|span| &span.trace == trace && span.service == service);
+            ["errand-dispatcher", "errand-session-pool", "errand-exec", "errand-vault"]
+                .into_iter()
+                .all(told)
+                .then_some(())
+        })
+        .await;
+    }
+    collector.raw()
+}
+
 /// The agent says its secrets aloud wherever it can; the API key also over two lines and in other forms.
 const GOSSIP: &str = r#"read -r start; read -r input
 echo "$start" >&2
@@ -281,6 +304,7 @@ async fn no_secret_is_left_anywhere_by_runs_that_sign_in(kind: StoreKind) -> any
         ensure!(log.len() > 1_000, "{role:?} logs at `trace`");
         places.push((format!("the log of {role:?}"), log.into_bytes()));
     }
+    places.push(("the traces".into(), traces(&world.collector, &runs).await));
     let scrubbers = needles.map(|needle| {
         let mut scrubber = Scrubber::new();
         scrubber.add(needle);
@@ -297,6 +321,7 @@ async fn no_secret_is_left_anywhere_by_runs_that_sign_in(kind: StoreKind) -> any
         let mut found = places.iter().filter(|(name, _)| name.contains(place));
         found.any(|(_, bytes)| bytes.windows(what.len()).any(|window| window == what.as_bytes()))
     };
+    ensure!(holds("the traces", &runs[0].to_string()) && holds("the traces", "open_credential"));
     ensure!(messages > 15 && holds("the streams", "credential.verified") && holds("core NATS", &runs[0].to_string()));
     ensure!(kind == StoreKind::Postgres || holds("vault.db", "username_password"));
     ensure!(holds("run.log", "[secret]") && holds("core NATS", "with [secret]") && holds("log of Vault", "granted"));

@@ -19,7 +19,8 @@ const COLUMNS: &[(&str, &str)] = &[
     ("REVOKED", "revoked_at"),
 ];
 /// Everything that is a tenant's own.
-const TENANTS_OWN: [&str; 5] = ["runs:*", "tasks:*", "sessions:*", "events:*", "destinations:*"];
+const TENANTS_OWN: [&str; 7] =
+    ["runs:*", "tasks:*", "sessions:*", "events:*", "destinations:*", "sources:*", "credentials:*"];
 
 pub(crate) async fn run(args: KeysArgs, client: &Client, out: Output) -> anyhow::Result<()> {
     match args.command {

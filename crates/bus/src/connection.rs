@@ -1,5 +1,5 @@
 use std::future::Future;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -11,12 +11,14 @@ use async_nats::jetstream::stream::ConsumerErrorKind;
 use async_nats::jetstream::{self, ErrorCode};
 use async_nats::{Client, ConnectOptions, Event};
 use bytes::Bytes;
+use errand_core::RunnerId;
 use errand_proto::v1;
 use futures::{Stream, StreamExt};
 use prost::Message;
 use tokio::sync::{Notify, watch};
 
 use crate::delivery::milliseconds;
+use crate::identity::Identity;
 use crate::streams::StreamKind;
 use crate::subjects::Subjects;
 use crate::{MINIMUM_BROKER, once, service, trace};
@@ -32,6 +34,8 @@ pub struct BusConfig {
     pub name: String,
     /// A NATS credentials file.
     pub credentials: Option<PathBuf>,
+    /// The certificates, in PEM, by one of which the broker's must be signed: TLS, and nothing else.
+    pub ca: Option<PathBuf>,
     /// Replicas of each stream: 1, or 3 in a cluster.
     pub replicas: usize,
     /// How long a request waits for its answer.
@@ -45,6 +49,7 @@ impl Default for BusConfig {
             prefix: "errand.v1".into(),
             name: "errand".into(),
             credentials: None,
+            ca: None,
             replicas: 1,
             request_timeout: Duration::from_secs(10),
         }
@@ -195,6 +200,7 @@ pub struct Bus {
     request_timeout: Duration,
     connections: watch::Receiver<u64>,
     config: Arc<BusConfig>,
+    identity: Arc<Identity>,
 }
 
 impl Bus {
@@ -204,10 +210,11 @@ impl Bus {
     /// [`BusError::Unreachable`], [`BusError::BrokerTooOld`], [`BusError::Credentials`].
     pub async fn connect(config: BusConfig, patience: Duration) -> Result<Self, BusError> {
         let reached = Arc::new(Notify::new());
+        let identity = Arc::new(identity(&config).await?);
         let started = tokio::time::Instant::now();
         let mut pause = Duration::from_millis(50);
         let client = loop {
-            match options(&config, Arc::clone(&reached)).await?.connect(config.url.as_str()).await {
+            match options(&config, &identity, Arc::clone(&reached)).await?.connect(config.url.as_str()).await {
                 Ok(client) => break client,
                 Err(error) if started.elapsed() >= patience || is_final(&error) => {
                     return Err(BusError::Unreachable { url: without_secrets(&config.url), what: error.to_string() });
@@ -221,7 +228,7 @@ impl Bus {
             return Err(BusError::BrokerTooOld { found: version });
         }
         let connections = count_connections(client.clone(), reached);
-        Ok(Self::over(client, connections, Arc::new(config)))
+        Ok(Self::over(client, connections, Arc::new(config), identity))
     }
 
     /// A further connection to the same broker, which ends with it: nothing that was given to it is sent after a
@@ -233,15 +240,21 @@ impl Bus {
     pub async fn connect_once(&self) -> Result<Self, BusError> {
         let config = &self.config;
         let options = once::options(&config.name, config.credentials.as_deref()).await?;
+        let options = confined(options, config, &self.identity);
         let client = options
             .connect(config.url.as_str())
             .await
             .map_err(|error| BusError::Unreachable { url: without_secrets(&config.url), what: error.to_string() })?;
         let connections = watch::channel(1).1;
-        Ok(Self::over(client, connections, Arc::clone(config)))
+        Ok(Self::over(client, connections, Arc::clone(config), Arc::clone(&self.identity)))
     }
 
-    fn over(client: Client, connections: watch::Receiver<u64>, config: Arc<BusConfig>) -> Self {
+    fn over(
+        client: Client,
+        connections: watch::Receiver<u64>,
+        config: Arc<BusConfig>,
+        identity: Arc<Identity>,
+    ) -> Self {
         let jetstream = jetstream::ContextBuilder::new()
             .timeout(Duration::from_secs(5))
             .ack_timeout(Duration::from_secs(5))
@@ -256,7 +269,14 @@ impl Bus {
             request_timeout: config.request_timeout,
             connections,
             config,
+            identity,
         }
+    }
+
+    /// The runner that our credentials are confined to, where they are.
+    #[must_use]
+    pub fn confined_to_runner(&self) -> Option<RunnerId> {
+        self.identity.runner
     }
 
     pub(crate) fn client(&self) -> &Client {
@@ -351,12 +371,18 @@ impl Bus {
         use async_nats::RequestErrorKind as Kind;
         let payload = Bytes::from(request.encode_to_vec());
         let mut outgoing = async_nats::Request::new().payload(payload).timeout(Some(timeout));
-        if let Some(traceparent) = trace::current() {
+        let current = trace::current();
+        let mut span = trace::Span::child(current.as_deref(), trace::Kind::Request, self.subjects.endpoint(&subject));
+        if let Some(traceparent) = span.traceparent() {
             let mut headers = HeaderMap::new();
-            headers.insert(trace::TRACEPARENT, &*traceparent);
+            headers.insert(trace::TRACEPARENT, traceparent);
             outgoing = outgoing.headers(headers);
         }
-        let answer = self.client.send_request(subject.clone(), outgoing).await.map_err(|error| match error.kind() {
+        let answer = self.client.send_request(subject.clone(), outgoing).await;
+        if let Err(error) = &answer {
+            span.fail(&error.to_string());
+        }
+        let answer = answer.map_err(|error| match error.kind() {
             Kind::NoResponders => RequestError::NobodyServes(subject.clone()),
             Kind::TimedOut => RequestError::TimedOut(subject.clone()),
             _ => RequestError::Broker(subject.clone(), error.to_string()),
@@ -421,13 +447,19 @@ impl Bus {
             return Err(BusError::Publish { subject, what: "a message id is one line".into() });
         }
         let mut message = PublishMessage::build().payload(payload).message_id(message_id);
-        if let Some(traceparent) = traceparent.filter(|text| trace::is_valid(text)) {
+        let traceparent = traceparent.filter(|text| trace::is_valid(text));
+        let mut span = trace::Span::child(traceparent, trace::Kind::Send, self.subjects.endpoint(&subject));
+        span.set("messaging.message.id", message_id.to_owned());
+        if let Some(traceparent) = span.traceparent() {
             message = message.header(trace::TRACEPARENT, traceparent);
         }
         let ack = self.jetstream.send_publish(subject.clone(), message).await;
         let ack = ack.map_err(|error| BusError::Publish { subject: subject.clone(), what: error.to_string() })?;
         Ok(async move {
-            let ack = ack.await.map_err(|error| BusError::Publish { subject, what: error.to_string() })?;
+            let ack = ack.await.map_err(|error| {
+                span.fail(&error.to_string());
+                BusError::Publish { subject, what: error.to_string() }
+            })?;
             Ok(StreamAck { sequence: ack.sequence, duplicate: ack.duplicate })
         })
     }
@@ -565,7 +597,32 @@ fn without_secrets(url: &str) -> String {
     url.split(',').map(server).collect::<Vec<_>>().join(",")
 }
 
-async fn options(config: &BusConfig, reached: Arc<Notify>) -> Result<ConnectOptions, BusError> {
+async fn identity(config: &BusConfig) -> Result<Identity, BusError> {
+    let file = config.credentials.as_deref();
+    Identity::read(file).await.map_err(|error| BusError::Credentials(file.unwrap_or(Path::new("")).to_owned(), error))
+}
+
+/// TLS, and the inbox that our permissions name.
+fn confined(mut options: ConnectOptions, config: &BusConfig, identity: &Identity) -> ConnectOptions {
+    if let Some(ca) = &config.ca {
+        options = options.add_root_certificates(ca.clone()).require_tls(true);
+    }
+    match &identity.inbox {
+        Some(inbox) => options.custom_inbox_prefix(inbox),
+        None => options,
+    }
+}
+
+/// The client library's options for a connection beside the bus: for an operator's tools, which look at the broker
+/// itself.
+///
+/// # Errors
+/// [`BusError::Credentials`].
+pub async fn connect_options(config: &BusConfig) -> Result<ConnectOptions, BusError> {
+    options(config, &identity(config).await?, Arc::new(Notify::new())).await
+}
+
+async fn options(config: &BusConfig, identity: &Identity, reached: Arc<Notify>) -> Result<ConnectOptions, BusError> {
     let options = ConnectOptions::new()
         .name(&config.name)
         .connection_timeout(Duration::from_secs(3))
@@ -584,6 +641,7 @@ async fn options(config: &BusConfig, reached: Arc<Notify>) -> Result<ConnectOpti
                 }
             }
         });
+    let options = confined(options, config, identity);
     match &config.credentials {
         None => Ok(options),
         Some(file) => options.credentials_file(file).await.map_err(|error| BusError::Credentials(file.clone(), error)),

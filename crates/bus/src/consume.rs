@@ -16,6 +16,7 @@ use crate::connection::{Bus, BusError};
 use crate::delivery::{Delivery, Verdict, hand_over, settle};
 use crate::durable::{Durable, HEARTBEAT, Pull};
 use crate::streams::StreamKind;
+use crate::trace;
 
 /// A durable consumer, shared by all instances of a service.
 #[derive(Debug, Clone)]
@@ -152,13 +153,21 @@ where
     Fut: Future<Output = Verdict> + Send + 'static,
 {
     async fn handle(self: Arc<Self>, message: jetstream::Message, generation: u64, permit: OwnedSemaphorePermit) {
-        let Some(delivery) = Delivery::of(&message) else { return };
+        let Some(mut delivery) = Delivery::of(&message) else { return };
+        let name = self.bus.subjects().endpoint(&delivery.subject);
+        let mut span = trace::Span::child(delivery.traceparent.as_deref(), trace::Kind::Process, name);
+        if span.is_recording() {
+            span.set("messaging.consumer.group.name", self.config.durable);
+            span.set("messaging.message.id", delivery.message_id.clone().unwrap_or_default());
+            delivery.traceparent = span.traceparent().map(str::to_owned);
+        }
         let (count, limit) = (delivery.delivery_count, self.config.max_deliver);
         let verdict = if limit > 0 && count > limit {
             // Whoever handled it last did not live to tell: it is not given to another.
             Verdict::DeadLetter(format!("delivered {count} times without a verdict"))
         } else {
-            AssertUnwindSafe(async { (self.handler)(delivery).await }).catch_unwind().await.unwrap_or_else(|_| {
+            let handling = trace::scope(span.traceparent(), async { (self.handler)(delivery).await });
+            AssertUnwindSafe(handling).catch_unwind().await.unwrap_or_else(|_| {
                 tracing::error!(durable = self.config.durable, "a handler panicked");
                 Verdict::RetryAfter(AFTER_PANIC)
             })
@@ -169,6 +178,10 @@ where
             }
             verdict => verdict,
         };
+        if verdict != Verdict::Ack {
+            span.fail("not handled");
+        }
+        drop(span);
         if generation == *self.generation.borrow() {
             settle(&self.bus, self.config.dead_letter, &message, verdict).await;
         }

@@ -12,8 +12,8 @@ use async_nats::{Auth, AuthError, ConnectOptions};
 use crate::connection::BusError;
 
 /// What a credentials file holds.
-struct Credentials {
-    jwt: String,
+pub(crate) struct Credentials {
+    pub(crate) jwt: String,
     key: nkeys::KeyPair,
 }
 
@@ -50,7 +50,7 @@ fn sign(credentials: Option<&Credentials>, nonce: &[u8]) -> Result<Auth, AuthErr
     Ok(auth)
 }
 
-async fn read(file: &Path) -> Result<Credentials, std::io::Error> {
+pub(crate) async fn read(file: &Path) -> Result<Credentials, std::io::Error> {
     let text = tokio::fs::read_to_string(PathBuf::from(file)).await?;
     parse(&text).ok_or_else(|| std::io::Error::new(std::io::ErrorKind::InvalidData, "it holds no JWT and seed"))
 }

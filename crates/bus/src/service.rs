@@ -251,9 +251,11 @@ impl Serving {
         let handler = Arc::clone(&self.handler);
         self.tracker.spawn(async move {
             let started = Instant::now();
-            let traceparent = trace::from_headers(request.headers.as_ref());
+            let asked = trace::from_headers(request.headers.as_ref());
+            let name = bus.subjects().endpoint(&request.subject);
+            let mut span = trace::Span::child(asked, trace::Kind::Handle, name);
             let payload = request.payload.clone();
-            let handling = trace::scope(traceparent, async move { handler(payload).await });
+            let handling = trace::scope(span.traceparent(), async move { handler(payload).await });
             // A handler that panics must not leave its asker waiting.
             let error = match AssertUnwindSafe(handling).catch_unwind().await {
                 Ok(Ok(payload)) if payload.len() > bus.max_message_bytes() => {
@@ -267,8 +269,10 @@ impl Serving {
                 Err(_panic) => Some(ErrorCode::API_ERROR.with("the service failed at this request")),
             };
             if let Some(error) = &error {
+                span.fail(error.code.code);
                 reply_error(&bus, &request, error).await;
             }
+            drop(span);
             endpoint.count(started.elapsed(), error.as_ref());
             drop(permit);
         });

@@ -178,6 +178,18 @@ impl Bus {
         Ok(())
     }
 
+    /// How many messages a durable consumer has before it, those that it holds unacknowledged among them.
+    ///
+    /// # Errors
+    /// [`BusError::Stream`].
+    pub async fn consumer_pending(&self, kind: StreamKind, durable: &str) -> Result<u64, BusError> {
+        let name = kind.name(self.subjects().prefix());
+        let stream = self.stream(kind).await?;
+        let info =
+            stream.consumer_info(durable).await.map_err(|error| BusError::Stream { name, what: error.to_string() })?;
+        Ok(info.num_pending + info.num_ack_pending as u64)
+    }
+
     /// How far the event stream is.
     ///
     /// # Errors

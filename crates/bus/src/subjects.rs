@@ -23,6 +23,18 @@ impl Subjects {
         &self.prefix
     }
 
+    /// What of a subject there are few of, for the names of spans: `api.dispatcher.get_run`, `submit`, `runner.assign`,
+    /// without prefix, tenants and ids.
+    pub(crate) fn endpoint<'a>(&self, subject: &'a str) -> &'a str {
+        let rest = subject.strip_prefix(&*self.prefix).and_then(|rest| rest.strip_prefix('.')).unwrap_or(subject);
+        let (first, others) = rest.split_once('.').unwrap_or((rest, ""));
+        match first {
+            "api" | "pool" | "run" | "dlq" => rest,
+            "runner" => others.rsplit('.').next().unwrap_or(first),
+            _ => first,
+        }
+    }
+
     fn under(&self, rest: impl Display) -> String {
         format!("{}.{rest}", self.prefix)
     }
@@ -96,6 +108,12 @@ impl Subjects {
         self.under(format_args!("storage.{instance}.{method}"))
     }
 
+    /// What any runner is told; a wildcard.
+    #[must_use]
+    pub fn runner_any(&self, method: &str) -> String {
+        self.under(format_args!("runner.*.{method}"))
+    }
+
     /// Signs of life of one run's agent.
     #[must_use]
     pub fn activity(&self, run: RunId) -> String {
@@ -151,6 +169,20 @@ impl Subjects {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_names_of_spans_are_few() {
+        let subjects = Subjects::new("errand.v1");
+        for (subject, name) in [
+            ("errand.v1.api.dispatcher.get_run", "api.dispatcher.get_run"),
+            ("errand.v1.submit.acme", "submit"),
+            ("errand.v1.event.acme.task_run.queued.trun_1", "event"),
+            ("errand.v1.runner.rnr_1.assign", "assign"),
+            ("_INBOX.x", "_INBOX"),
+        ] {
+            assert_eq!(subjects.endpoint(subject), name);
+        }
+    }
 
     #[test]
     fn a_submit_subject_gives_its_tenant_back() {

@@ -58,6 +58,8 @@ pub struct Options {
     pub tenant: Tenant,
     /// A NATS credentials file.
     pub credentials: Option<PathBuf>,
+    /// The certificates by one of which the broker's must be signed.
+    pub ca: Option<PathBuf>,
     /// How long to wait for a broker, and for a service that nobody serves at the moment.
     pub patience: Duration,
 }
@@ -70,6 +72,7 @@ impl Default for Options {
             prefix: bus.prefix,
             tenant: default_tenant(),
             credentials: None,
+            ca: None,
             patience: Duration::from_secs(5),
         }
     }
@@ -109,6 +112,7 @@ impl Client {
             prefix: options.prefix,
             name: "errand-client".into(),
             credentials: options.credentials,
+            ca: options.ca,
             ..BusConfig::default()
         };
         let bus = Bus::connect(config, options.patience).await?;

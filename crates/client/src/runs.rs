@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use errand_bus::trace::{Kind, Span};
 use errand_core::run::{Decision, RunResult, RunStatus};
 use errand_core::{CredentialId, Error, ErrorCode, RunId, SessionId, SourceId, limits};
 use errand_proto::event::TaskRef;
@@ -195,6 +196,17 @@ pub fn run_status(run: &v1::Run) -> Result<RunStatus, Error> {
         .map_err(|()| ErrorCode::API_ERROR.with(format!("run {} has an unknown status {}", run.id, run.status)))
 }
 
+/// The span of a run's submission, where its trace begins here.
+fn begin_trace(request: &mut v1::RunRequest) -> Span {
+    if !request.traceparent.is_empty() {
+        return Span::default();
+    }
+    let mut span = Span::root(Kind::Send, "submit");
+    span.set("errand.run.id", request.run_id.clone());
+    request.traceparent = span.traceparent().unwrap_or_default().to_owned();
+    span
+}
+
 impl Client {
     /// Whether the dispatcher's store takes what is written; its kind, and how long a commit took.
     ///
@@ -220,8 +232,9 @@ impl Client {
     /// [`ClientError`] where a request has no answer; those before it may have been made, and repeating is safe.
     pub async fn submit_many(&self, runs: Vec<NewRun>) -> Result<Vec<Result<v1::Run, Error>>, ClientError> {
         let mut outcomes = Vec::with_capacity(runs.len());
-        for requests in batches(runs.into_iter().map(NewRun::into_wire)) {
+        for mut requests in batches(runs.into_iter().map(NewRun::into_wire)) {
             let count = requests.len();
+            let _until_answered: Vec<Span> = requests.iter_mut().map(begin_trace).collect();
             let request = v1::SubmitRunsRequest { tenant: self.tenant.to_string(), requests };
             let answer: v1::SubmitRunsResponse = self.dispatcher("submit_runs", &request, Repeat::Safe).await?;
             if answer.results.len() != count {
@@ -245,7 +258,8 @@ impl Client {
     /// [`ClientError::Bus`] where the broker has not acknowledged it; repeating is safe.
     pub async fn publish_run(&self, run: NewRun) -> Result<Published, ClientError> {
         let run_id = run.id();
-        let wire = run.into_wire();
+        let mut wire = run.into_wire();
+        let _until_kept = begin_trace(&mut wire);
         let traceparent = (!wire.traceparent.is_empty()).then_some(wire.traceparent.as_str());
         let subject = self.bus.subjects().submit(&self.tenant);
         let payload = wire.encode_to_vec().into();

@@ -10,10 +10,16 @@ use anyhow::Context;
 use errand_bus::{Bus, BusConfig};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
 
 pub mod health;
+pub mod logs;
 pub mod master_key;
+pub mod metrics;
+mod otlp;
+pub mod telemetry;
+
+pub use metrics::metrics;
+pub use telemetry::{Telemetry, TelemetryArgs};
 
 /// How long a service may take to drain.
 const DRAIN: Duration = Duration::from_secs(20);
@@ -29,13 +35,16 @@ pub struct Args {
     /// A NATS credentials file.
     #[arg(long, env = "ERRAND_NATS_CREDENTIALS")]
     pub nats_credentials: Option<PathBuf>,
+    /// The certificates, in PEM, by one of which the NATS servers' are signed: TLS, and nothing else.
+    #[arg(long, env = "ERRAND_NATS_CA")]
+    pub nats_ca: Option<PathBuf>,
     /// What every subject starts with.
     #[arg(long, env = "ERRAND_PREFIX", default_value = "errand.v1")]
     pub prefix: String,
     /// Replicas of each stream: 1, or 3 in a cluster.
     #[arg(long, env = "ERRAND_REPLICAS", default_value_t = 1)]
     pub replicas: usize,
-    /// Where /healthz and /readyz are served; nowhere unless given.
+    /// Where /healthz, /readyz and /metrics are served; nowhere unless given.
     #[arg(long, env = "ERRAND_HEALTH_LISTEN")]
     pub health_listen: Option<SocketAddr>,
     /// What is logged: `info`, `errand_dispatcher=debug`, ...
@@ -44,6 +53,9 @@ pub struct Args {
     /// Logs as JSON lines.
     #[arg(long, env = "ERRAND_LOG_JSON")]
     pub log_json: bool,
+    /// Where telemetry goes.
+    #[command(flatten)]
+    pub telemetry: TelemetryArgs,
 }
 
 impl Args {
@@ -57,19 +69,11 @@ impl Args {
             prefix: self.prefix.clone(),
             name: format!("errand-{service}"),
             credentials: self.nats_credentials.clone(),
+            ca: self.nats_ca.clone(),
             replicas: self.replicas,
             ..BusConfig::default()
         };
         Ok(Bus::connect(config, PATIENCE).await?)
-    }
-
-    fn start_logging(&self) -> anyhow::Result<()> {
-        let filter = EnvFilter::try_new(&self.log).with_context(|| format!("--log {}", self.log))?;
-        // The bus tells itself what becomes of its connections, of those that are to end with their broker too.
-        let filter = filter.add_directive("async_nats::connector=off".parse()?);
-        let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-        let started = if self.log_json { logs.json().try_init() } else { logs.try_init() };
-        started.map_err(|error| anyhow::anyhow!("cannot start logging: {error}"))
     }
 }
 
@@ -94,20 +98,29 @@ where
     F: FnOnce(CancellationToken) -> Fut,
     Fut: Future<Output = anyhow::Result<()>>,
 {
-    args.start_logging()?;
+    logs::start(&args.log, args.log_json)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let shutdown = CancellationToken::new();
-        let service_ends = run(shutdown.clone());
-        tokio::pin!(service_ends);
-        tokio::select! {
-            ended = &mut service_ends => return ended,
-            signal = stop_signal() => signal?,
-        }
-        tracing::info!(service, "stopping");
-        shutdown.cancel();
-        tokio::time::timeout(DRAIN, service_ends).await.context("the service did not drain in time")?
-    })
+    let telemetry = runtime.block_on(async { Telemetry::start(&args.telemetry, service) })?;
+    let ended = runtime.block_on(until_the_end(service, run));
+    telemetry.stop();
+    ended
+}
+
+async fn until_the_end<F, Fut>(service: &'static str, run: F) -> anyhow::Result<()>
+where
+    F: FnOnce(CancellationToken) -> Fut,
+    Fut: Future<Output = anyhow::Result<()>>,
+{
+    let shutdown = CancellationToken::new();
+    let service_ends = run(shutdown.clone());
+    tokio::pin!(service_ends);
+    tokio::select! {
+        ended = &mut service_ends => return ended,
+        signal = stop_signal() => signal?,
+    }
+    tracing::info!(service, "stopping");
+    shutdown.cancel();
+    tokio::time::timeout(DRAIN, service_ends).await.context("the service did not drain in time")?
 }
 
 async fn stop_signal() -> anyhow::Result<()> {

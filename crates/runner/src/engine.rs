@@ -5,6 +5,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use errand_bus::trace;
 use errand_core::credential::AuthFailure;
 use errand_core::run::LeaseToken;
 use errand_core::{Error, ErrorCode, RunId, RunnerId, SessionId, limits, mutated};
@@ -319,7 +320,11 @@ impl<H: Host> Engine<H> {
             activities: self.activities.clone(),
             shelf: self.shelf.clone(),
         };
-        let executing = AssertUnwindSafe(self.host.execute(assigned, control)).catch_unwind();
+        let mut span = traced(&execution, &assigned);
+        let assigned = Assigned { traceparent: span.traceparent().unwrap_or_default().to_owned(), ..assigned };
+        let traceparent = span.traceparent().map(str::to_owned);
+        let executing = trace::scope(traceparent.as_deref(), self.host.execute(assigned, control));
+        let executing = AssertUnwindSafe(executing).catch_unwind();
         // An own block: what loses is dropped at its end, before anyone is told that the execution is over.
         let ending = {
             tokio::select! {
@@ -332,6 +337,10 @@ impl<H: Host> Engine<H> {
                 } => Some(ending),
             }
         };
+        if !matches!(ending, Some(Ending::Finished(_))) {
+            span.fail("not completed");
+        }
+        drop(span);
         execution.done();
         match ending {
             None => self.dropped(&execution).await,
@@ -522,6 +531,19 @@ impl<H: Host> Lose for Engine<H> {
             self.lost(id, message);
         }
     }
+}
+
+/// The span of an execution, where its run is traced.
+fn traced(execution: &Execution, assigned: &Assigned) -> trace::Span {
+    let parent = Some(assigned.traceparent.as_str()).filter(|text| trace::is_valid(text));
+    let mut span = trace::Span::child(parent, trace::Kind::Process, "execution");
+    if span.is_recording() {
+        span.set("errand.run.id", execution.run_id.to_string());
+        span.set("errand.session.id", execution.session_id.to_string());
+        span.set("errand.runner.id", assigned.lease.runner_id.to_string());
+        span.set("errand.run.attempt", i64::from(assigned.attempt));
+    }
+    span
 }
 
 #[cfg(test)]

@@ -55,7 +55,8 @@ pub async fn run<H: Host>(
     shutdown: CancellationToken,
 ) -> Result<(), RunnerError> {
     config.check().map_err(RunnerError::Config)?;
-    let id = RunnerId::from_uuid(Uuid::now_v7());
+    // Credentials that are confined to one runner make us that one, again after a restart; the pool sees what it had die.
+    let id = bus.confined_to_runner().unwrap_or_else(|| RunnerId::from_uuid(Uuid::now_v7()));
     let (reports, waiting) = Reports::new();
     let (activities, signs) = Activities::new();
     let (losses, lost) = mpsc::unbounded_channel();

@@ -17,6 +17,9 @@ pub enum StoreError {
     /// The folder of the SQLite files cannot be made.
     #[error("cannot make the store's folder {0}: {1}")]
     Folder(PathBuf, std::io::Error),
+    /// The file that the address names for the password cannot be read.
+    #[error("cannot read the password file {0}: {1}")]
+    PasswordFile(PathBuf, std::io::Error),
     /// The server is too old.
     #[error("Postgres 15 or later is needed, the server is {0}")]
     TooOld(String),
@@ -44,7 +47,12 @@ impl StoreError {
                 sqlx::Error::Database(database) => is_transient_code(database.code().as_deref()),
                 _ => false,
             },
-            Self::Address(_) | Self::Folder(..) | Self::TooOld(_) | Self::Migration(_) | Self::Corrupt(_) => false,
+            Self::Address(_)
+            | Self::Folder(..)
+            | Self::PasswordFile(..)
+            | Self::TooOld(_)
+            | Self::Migration(_)
+            | Self::Corrupt(_) => false,
         }
     }
 }
@@ -72,6 +80,8 @@ pub struct Migration {
     pub postgres: &'static str,
 }
 
+/// Names the file of the password in an address.
+const PASSWORD_FILE: &str = "password_file=";
 /// What [`Db::check_write`] writes: more than the last free page takes.
 const CHECK_BYTES: usize = 64 * 1024;
 
@@ -105,7 +115,8 @@ pub enum Db {
 
 impl Db {
     /// Opens the service's part of the store and brings its schema up to date. `sqlite://FOLDER` means the file
-    /// `FOLDER/<service>.db`; `postgres://...` the schema `errand_<service>`.
+    /// `FOLDER/<service>.db`; `postgres://...` the schema `errand_<service>`, with `?password_file=PATH` where the
+    /// password is not to stand in the address.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -159,9 +170,13 @@ impl Db {
 
     async fn open_postgres(url: &str, service: &str, migrations: &[Migration]) -> Result<Self, StoreError> {
         let schema = format!("errand_{}", service.replace('-', "_"));
-        let options = PgConnectOptions::from_str(url)?
-            .application_name(&format!("errand-{service}"))
-            .options([("search_path", schema.as_str())]);
+        let (url, password) = password_of(url)?;
+        let mut options = PgConnectOptions::from_str(&url)?;
+        if let Some(password) = password {
+            options = options.password(&password);
+        }
+        let options =
+            options.application_name(&format!("errand-{service}")).options([("search_path", schema.as_str())]);
         let pool = PgPoolOptions::new()
             .max_connections(8)
             .acquire_timeout(Duration::from_secs(10))
@@ -229,6 +244,21 @@ impl Db {
     }
 }
 
+/// Takes `password_file=PATH` out of an address, and reads it: an address stands where others can see it, in a list of
+/// processes or an environment, a password should not.
+fn password_of(url: &str) -> Result<(String, Option<String>), StoreError> {
+    let Some((base, query)) = url.split_once('?') else { return Ok((url.to_owned(), None)) };
+    let (files, others): (Vec<&str>, Vec<&str>) =
+        query.split('&').partition(|parameter| parameter.starts_with(PASSWORD_FILE));
+    let url = if others.is_empty() { base.to_owned() } else { format!("{base}?{}", others.join("&")) };
+    let Some(file) = files.first().and_then(|parameter| parameter.strip_prefix(PASSWORD_FILE)) else {
+        return Ok((url, None));
+    };
+    let failed = |error| StoreError::PasswordFile(file.into(), error);
+    let password = std::fs::read_to_string(file).map_err(failed)?;
+    Ok((url, Some(password.trim_end_matches(['\r', '\n']).to_owned())))
+}
+
 /// Two services that start at once may both create their schemas: `IF NOT EXISTS` is not safe against that, the
 /// lock of the migrations is.
 async fn create_schema(connection: &mut sqlx::PgConnection, schema: &str) -> Result<(), StoreError> {
@@ -254,4 +284,21 @@ fn migrator(migrations: &[Migration], form: impl Fn(&Migration) -> &'static str)
         )
     });
     Migrator { migrations: steps.collect(), ..Migrator::DEFAULT }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_password_may_stand_in_a_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("password");
+        std::fs::write(&file, "s3:cr@t\n").unwrap();
+        let url = format!("postgres://errand@db/errand?sslmode=require&password_file={}", file.display());
+        let found = password_of(&url).unwrap();
+        assert_eq!(found, ("postgres://errand@db/errand?sslmode=require".to_owned(), Some("s3:cr@t".to_owned())));
+        assert_eq!(password_of("postgres://db/errand").unwrap(), ("postgres://db/errand".to_owned(), None));
+        assert!(password_of("postgres://db/errand?password_file=/does/not/exist").is_err());
+    }
 }

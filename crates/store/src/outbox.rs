@@ -5,10 +5,10 @@
 //! one: `writer << 40 | n`. How far a writer's events are in the stream is one number, its *mark*, so nothing is
 //! written per published event. What lies behind the mark of a writer that is gone is published by the others.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use errand_core::{EventId, Tenant};
@@ -132,6 +132,38 @@ pub struct Outbox<L = Db> {
     next: Arc<AtomicI64>,
     queue: mpsc::Sender<Order>,
     behind: Arc<AtomicBool>,
+    backlog: Arc<Backlog>,
+}
+
+/// What is committed and not yet in the stream, of one writer.
+/// By batch: its last position, and when its first event was made.
+#[derive(Debug, Default)]
+pub(crate) struct Backlog(Mutex<VecDeque<(i64, i64)>>);
+
+/// Batches that are remembered for their age; beyond, the oldest still tells.
+const REMEMBERED: usize = 16 * 1024;
+
+impl Backlog {
+    fn begin(&self, rows: &[Stored]) {
+        let mut batches = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let (Some(first), Some(last)) = (rows.first(), rows.last())
+            && batches.len() < REMEMBERED
+        {
+            batches.push_back((last.position, first.created_at));
+        }
+    }
+
+    /// All up to this position is in the stream.
+    pub(crate) fn end(&self, published: i64) {
+        let mut batches = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        while batches.front().is_some_and(|(position, _)| *position <= published) {
+            batches.pop_front();
+        }
+    }
+
+    fn oldest(&self) -> Option<i64> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).front().map(|(_, created_at)| *created_at)
+    }
 }
 
 pub(crate) fn now_ms() -> i64 {
@@ -150,14 +182,23 @@ impl<L: Ledger> Outbox<L> {
         let writer = ledger.register(ledger.now_ms()).await?;
         let (queue, orders) = mpsc::channel(QUEUE);
         let behind = Arc::new(AtomicBool::new(false));
+        let backlog = Arc::new(Backlog::default());
         let outbox = Self {
             ledger: ledger.clone(),
             writer,
             next: Arc::new(AtomicI64::new(first_position(writer))),
             queue,
             behind: Arc::clone(&behind),
+            backlog: Arc::clone(&backlog),
         };
-        Ok((outbox, Publisher::new(ledger, stream, writer, orders, behind)))
+        Ok((outbox, Publisher::new(ledger, stream, writer, orders, behind, backlog)))
+    }
+
+    /// How old the oldest of the events is that are committed here and not yet in the stream.
+    #[must_use]
+    pub fn lag(&self) -> Duration {
+        let oldest = self.backlog.oldest().map_or(0, |created_at| self.ledger.now_ms() - created_at);
+        Duration::from_millis(u64::try_from(oldest).unwrap_or(0))
     }
 
     /// Gives the events their positions. `objects` are the UUIDs behind `object_id`.
@@ -190,10 +231,15 @@ impl<L: Ledger> Outbox<L> {
     }
 
     fn order(&self, order: Order) {
-        let rows = match &order {
-            Order::Publish(staged) | Order::Look(staged) => staged.rows.len(),
+        let (rows, committed) = match &order {
+            Order::Publish(staged) => (&staged.rows, true),
+            Order::Look(staged) => (&staged.rows, false),
         };
-        if rows == 0 || self.behind.load(Ordering::Acquire) {
+        // Of others' events others tell.
+        if committed && rows.first().is_some_and(|row| row.position >> WRITER_SHIFT == self.writer) {
+            self.backlog.begin(rows);
+        }
+        if rows.is_empty() || self.behind.load(Ordering::Acquire) {
             return;
         }
         if self.queue.try_send(order).is_err() {

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::db::{Db, StoreError};
 use crate::ledger::{Checkpoint, EventStream, Ledger, Left, Place};
-use crate::outbox::{Order, Staged, Stored, WRITER_SHIFT, decode_rows, first_position};
+use crate::outbox::{Backlog, Order, Staged, Stored, WRITER_SHIFT, decode_rows, first_position};
 
 /// Events that go to the broker at once.
 const WAVE: usize = 1024;
@@ -38,6 +38,7 @@ pub struct Publisher<L = Db, S = Bus> {
     writer: i64,
     orders: mpsc::Receiver<Order>,
     behind: Arc<AtomicBool>,
+    backlog: Arc<Backlog>,
     /// The last of our events that the stream has, with all before it.
     published: i64,
     /// By writer: the greatest place in the stream that an event of its got, and the event's id.
@@ -52,10 +53,12 @@ impl<L: Ledger, S: EventStream> Publisher<L, S> {
         writer: i64,
         orders: mpsc::Receiver<Order>,
         behind: Arc<AtomicBool>,
+        backlog: Arc<Backlog>,
     ) -> Self {
         let published = first_position(writer) - 1;
         let link = stream.clone();
-        Self { ledger, stream, link, writer, orders, behind, published, acked: HashMap::new(), flushed: published }
+        let acked = HashMap::new();
+        Self { ledger, stream, link, writer, orders, behind, backlog, published, acked, flushed: published }
     }
 
     /// Publishes until shutdown, and then what still waits, as long as the broker takes it.
@@ -150,6 +153,7 @@ impl<L: Ledger, S: EventStream> Publisher<L, S> {
             }
         }
         self.published = self.published.max(newest.unwrap_or(0));
+        self.backlog.end(self.published);
         Ok(())
     }
 

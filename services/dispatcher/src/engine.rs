@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::catalog::unavailable;
 use crate::effects::Effects;
+use crate::observe::Commit;
 use crate::store::Batch;
 use crate::world::World;
 
@@ -309,6 +310,7 @@ impl<W: World> Engine<W> {
                 let _asker_gone = work.reply.send(result);
             }
         }
+        let commit = Commit::begin(batch.new.len() + batch.changed.len());
         let conflicts = match self.commit_batch(&mut batch).await {
             Ok(conflicts) => conflicts,
             Err(error) => {
@@ -324,6 +326,7 @@ impl<W: World> Engine<W> {
             }
         }
         self.world.outbox().publish(batch.events);
+        commit.ended(effects.iter().filter(|(id, ..)| !conflicts.contains(id)).map(|(_, run, _)| run));
         self.effects.send(effects.into_iter().filter(|(id, ..)| !conflicts.contains(id)));
         let (conflicted, done): (Vec<_>, Vec<_>) =
             settled.into_iter().partition(|(work, _)| conflicts.contains(&work.run_id) && !mutated!(DropOnConflict));

@@ -6,6 +6,7 @@ pub mod config;
 pub mod effects;
 pub mod engine;
 pub mod internal;
+mod observe;
 pub mod references;
 pub mod run_filter;
 pub mod service;

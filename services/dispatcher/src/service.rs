@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use errand_kit::{Tasks as KitTasks, health};
+use errand_bus::StreamKind;
+use errand_kit::{Tasks as KitTasks, health, metrics};
 use errand_store::Outbox;
 use tokio_util::sync::CancellationToken;
 
@@ -36,7 +37,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let shared = Arc::new(transport::Dispatcher {
         bus: bus.clone(),
         store: store.clone(),
-        outbox,
+        outbox: outbox.clone(),
         catalog,
         references: References::new(bus.clone()),
         tasks,
@@ -55,6 +56,9 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     running.spawn("submissions", transport::take_submissions(Arc::clone(&shared), shutdown.clone()));
     running.spawn("activity", transport::listen(Arc::clone(&shared), shutdown.clone()));
     running.spawn("sweep", sweep::run(world, effects, shutdown.clone()));
+    let pending = metrics::watch_consumer(bus.clone(), StreamKind::Submit, "dispatcher", shutdown.clone());
+    running.spawn("pending", pending);
+    running.spawn("lag", metrics::watch_outbox("runs", move || outbox.lag(), shutdown.clone()));
     if let Some(listen) = config.kit.health_listen {
         running.spawn("health", health::serve(listen, bus.clone(), shutdown.clone()));
     }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use errand_bus::trace;
 use errand_core::run::{Run, Spec, State};
 use errand_core::task::Settings;
 use errand_core::{Error, ErrorCode, RunId, TaskId, Tenant, Timestamp};
@@ -92,8 +93,14 @@ fn spec_of(request: &errand_proto::Submission, task: &Arc<Compiled>, retry_of: O
         metadata: request.metadata.clone(),
         settings,
         retry_of,
-        traceparent: request.traceparent.clone(),
+        traceparent: request.traceparent.clone().or_else(own_trace),
     }
+}
+
+/// The trace of a run that brings none: that of its request, or one that begins here.
+fn own_trace() -> Option<String> {
+    let current = trace::current().map(|current| current.to_string());
+    current.or_else(|| trace::Span::root(trace::Kind::Internal, "submit").traceparent().map(str::to_owned))
 }
 
 fn spec_without_task(task_id: TaskId, retry_of: Option<RunId>) -> Spec {
@@ -107,7 +114,7 @@ fn spec_without_task(task_id: TaskId, retry_of: Option<RunId>) -> Spec {
         metadata: std::collections::BTreeMap::new(),
         settings: Settings::default(),
         retry_of,
-        traceparent: None,
+        traceparent: own_trace(),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Around every request: its id, the body in its final form, security headers, CORS, and the count of it.
+//! Around every request: its id, its span, the body in its final form, security headers, CORS, and the count of it.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -12,6 +12,7 @@ use axum::http::header::{
 use axum::http::{HeaderMap, HeaderName, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use errand_bus::trace;
 use errand_core::{ErrorCode, RequestId};
 use serde_json::Value;
 use uuid::Uuid;
@@ -35,21 +36,43 @@ pub async fn seal(State(gateway): State<Arc<Gateway>>, mut request: Request, nex
     request.extensions_mut().insert(CurrentRequest(Arc::clone(&id)));
     let method = request.method().clone();
     let route = request.extensions().get::<MatchedPath>().cloned();
+    let route = route.as_ref().map_or("none", MatchedPath::as_str);
+    let mut span = served(&request, route);
     let origin = gateway.cors.allowed(request.headers());
     let mut response = match gateway.cors.preflight(&method, request.headers(), origin.as_ref()) {
         _ if too_large(request.headers()) => head_refused(),
         Some(preflight) => preflight,
-        None => next.run(request).await,
+        None => trace::scope(span.traceparent(), next.run(request)).await,
     };
     finish(&mut response, &id);
     harden(response.headers_mut(), gateway.serves_tls);
     gateway.cors.add(response.headers_mut(), origin);
-    let route = route.as_ref().map_or("none", MatchedPath::as_str);
+    span.set("http.response.status_code", i64::from(response.status().as_u16()));
     if response.status().is_server_error() {
+        span.fail("the request has failed");
         tracing::warn!(%method, route, status = response.status().as_u16(), request_id = %id, "a request has failed");
     }
     gateway.metrics.request(&method, route, response.status(), started.elapsed());
     response
+}
+
+/// The span of a request: below the client's, where it brings one. The path itself is left out, ids are in the spans
+/// below.
+fn served(request: &Request, route: &str) -> trace::Span {
+    if !route.starts_with("/v2") {
+        return trace::Span::default();
+    }
+    let name = format!("{} {route}", request.method());
+    let asked = request.headers().get(trace::TRACEPARENT).and_then(|value| value.to_str().ok());
+    let mut span = match asked.filter(|text| trace::is_valid(text)) {
+        Some(parent) => trace::Span::child(Some(parent), trace::Kind::Serve, &name),
+        None => trace::Span::root(trace::Kind::Serve, &name),
+    };
+    if span.is_recording() {
+        span.set("http.request.method", request.method().as_str().to_owned());
+        span.set("http.route", route.to_owned());
+    }
+    span
 }
 
 fn too_large(headers: &HeaderMap) -> bool {

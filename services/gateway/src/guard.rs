@@ -7,6 +7,7 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
+use errand_bus::trace;
 use errand_core::ErrorCode;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 
@@ -84,8 +85,9 @@ async fn carry_out(
     request.extensions_mut().insert(access);
     let gateway = Arc::clone(gateway);
     let tracker = gateway.tracker.clone();
+    let trace = trace::current();
     let done = tracker.spawn(async move {
-        let response = next.run(request).await;
+        let response = trace::scope(trace.as_deref(), next.run(request)).await;
         let answer = (response.status(), response.extensions().get::<Payload>().cloned());
         gateway.idempotency.settle(keyed, answer, id.as_deref().unwrap_or_default()).await;
         response

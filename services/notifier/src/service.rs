@@ -3,8 +3,8 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use errand_bus::Bus;
-use errand_kit::{Tasks, health};
+use errand_bus::{Bus, StreamKind};
+use errand_kit::{Tasks, health, metrics};
 use errand_store::Outbox;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -48,6 +48,14 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     run_with(config, Arc::new(AllChannels::new(outside)), shutdown).await
 }
 
+/// Shows how much waits for us.
+fn watch_consumers(tasks: &mut Tasks, bus: &Bus, shutdown: &CancellationToken) {
+    for durable in ["notifier", "notifier-destinations"] {
+        let pending = metrics::watch_consumer(bus.clone(), StreamKind::Event, durable, shutdown.clone());
+        tasks.spawn("pending", pending);
+    }
+}
+
 /// As [`run`], with other types of destinations: for tests.
 ///
 /// # Errors
@@ -88,6 +96,7 @@ pub async fn run_with(config: Config, channels: Arc<dyn Channels>, shutdown: Can
         async move { Ok(publisher.run(draining).await?) }
     });
     tasks.spawn("hints", hints.clone().listen(shutdown.clone()));
+    watch_consumers(&mut tasks, &bus, &shutdown);
     tasks.spawn("lag", report(bus.clone(), Arc::clone(&progress), shutdown.clone()));
     let consuming = transport::consume(bus.clone(), config.batch, progress, shutdown.clone());
     tasks.spawn("events", async move { Ok(consuming.await?) });

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use errand_core::{Error, Timestamp};
+use errand_kit::metrics;
 use errand_proto::v1;
 use errand_store::StoreError;
 use futures::FutureExt;
@@ -475,6 +476,15 @@ impl Worker {
 
     fn count(&self, due: &Due, finished_at: Timestamp, status: Stands, taken: bool) {
         let created_at = due.message.as_ref().map_or(finished_at, |message| message.created_at);
+        let outcome = match (taken, status) {
+            (true, _) => "delivered",
+            (false, Stands::Failed) => "given_up",
+            (false, _) => "tried",
+        };
+        metrics().delivered("destination", outcome, 1);
+        if taken {
+            metrics().delivery_lag("destination", Duration::from_millis(finished_at.millis_since(created_at)));
+        }
         self.shared.figures.note(self.destination.number, |counts| {
             counts.attempts += 1;
             counts.failed_attempts += u64::from(!taken);

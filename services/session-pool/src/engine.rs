@@ -18,6 +18,7 @@ use uuid::Uuid;
 
 use crate::pool::{AgentView, Beat, Decisions, Grant, Loss, Pool, Registration, Release, RunnerView, Start, Want};
 use crate::store::{CommitError, Ownership, Store};
+use crate::waits::Waits;
 
 /// Messages that wait for the engine; then their senders wait.
 const QUEUE: usize = 4_096;
@@ -162,6 +163,7 @@ pub struct Engine<K, E> {
     pool: Pool,
     inputs: mpsc::Receiver<Input>,
     effects: E,
+    waits: Waits,
 }
 
 /// The line to an engine that is to be.
@@ -188,8 +190,8 @@ fn answer<T: Send + 'static>(reply: Reply<T>, value: T) -> Option<Answer> {
 
 impl<K: Keep, E: Effects> Engine<K, E> {
     /// An engine for the pool that owns the store.
-    pub const fn new(kept: K, pool: Pool, inputs: mpsc::Receiver<Input>, effects: E) -> Self {
-        Self { kept, pool, inputs, effects }
+    pub fn new(kept: K, pool: Pool, inputs: mpsc::Receiver<Input>, effects: E) -> Self {
+        Self { kept, pool, inputs, effects, waits: Waits::default() }
     }
 
     /// Decides, commits and does, until `draining`; then what waits is done, and no more.
@@ -214,6 +216,7 @@ impl<K: Keep, E: Effects> Engine<K, E> {
             let answers: Vec<Answer> = inputs.drain(..).filter_map(|input| self.handle(input, now)).collect();
             if Instant::now() >= next_tick {
                 self.pool.tick(now, self.effects.reachable());
+                self.waits.show(&self.pool.agent_views());
                 next_tick = Instant::now() + TICK;
             }
             self.pool.settle(now, &mut || SessionId::from_uuid(self.kept.uuid()));
@@ -233,8 +236,10 @@ impl<K: Keep, E: Effects> Engine<K, E> {
         let pool = &mut self.pool;
         match input {
             Input::Acquire(wants, reply) => {
+                let waits = &mut self.waits;
                 let refused = wants.into_iter().filter_map(|want| {
                     let run_id = want.run_id;
+                    waits.begin(&want);
                     pool.acquire(want, now).err().map(|error| (run_id, error))
                 });
                 let refused = refused.collect();
@@ -242,6 +247,7 @@ impl<K: Keep, E: Effects> Engine<K, E> {
             }
             Input::Release(releases, reply) => {
                 for release in releases {
+                    self.waits.forget(release.run_id);
                     pool.release(release, now);
                 }
                 answer(reply, ())
@@ -318,8 +324,9 @@ impl<K: Keep, E: Effects> Engine<K, E> {
         }
     }
 
-    fn perform(&self, decisions: Decisions) {
+    fn perform(&mut self, decisions: Decisions) {
         for grant in decisions.grants {
+            self.waits.end(&grant);
             self.effects.grant(grant);
         }
         for start in decisions.starts {

@@ -7,3 +7,4 @@ pub mod pool;
 pub mod service;
 pub mod store;
 pub mod transport;
+mod waits;

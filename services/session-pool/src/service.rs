@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use errand_kit::{Tasks, health};
+use errand_kit::{Tasks, health, metrics};
 use errand_store::Outbox;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -28,6 +28,11 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let bus = config.kit.connect("session-pool").await?;
     bus.ensure_streams().await?;
     let store = Store::open(&config.store).await?;
+    let mut running = Tasks::new(shutdown.clone());
+    // Also while it stands by: it lives, and is ready to take over.
+    if let Some(listen) = config.kit.health_listen {
+        running.spawn("health", health::serve(listen, bus.clone(), shutdown.clone()));
+    }
     let Some(owner) = take_over(&store, &shutdown).await? else { return Ok(()) };
     let (outbox, publisher) = Outbox::open(store.db().clone(), bus.clone()).await?;
     let stored = store.load().await.context("the sessions cannot be read")?;
@@ -37,6 +42,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let (handle, inputs) = engine::channel();
     let outgoing =
         Outgoing::new(Live { bus: bus.clone(), start_timeout: config.start_timeout() }, handle.clone(), epoch.clone());
+    let lag = outbox.clone();
     let kept = Kept { store: store.clone(), owner, outbox };
     let engine = Engine::new(kept, pool, inputs, outgoing);
     let shared = Arc::new(transport::SessionPool {
@@ -46,7 +52,6 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     });
     // The engine and the publisher stop behind those who give them work.
     let (draining, drained) = (CancellationToken::new(), CancellationToken::new());
-    let mut running = Tasks::new(shutdown.clone());
     running.spawn("engine", {
         let (draining, drained) = (draining.clone(), drained.clone());
         async move {
@@ -56,11 +61,9 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         }
     });
     running.spawn("publisher", async move { Ok(publisher.run(drained).await?) });
+    running.spawn("lag", metrics::watch_outbox("sessions", move || lag.lag(), shutdown.clone()));
     let service = transport::serve(&shared).await?;
     running.spawn("hello", transport::say_hello(Arc::clone(&shared), shutdown.clone()));
-    if let Some(listen) = config.kit.health_listen {
-        running.spawn("health", health::serve(listen, bus.clone(), shutdown.clone()));
-    }
     let (store_kind, broker) = (store.db().kind(), bus.broker_version());
     tracing::info!(store = store_kind, broker, sessions, "the session-pool serves");
     running.spawn("service", async move {

@@ -49,6 +49,7 @@ fn want(run_id: &str, tenant: &str) -> v1::Want {
         tenant: tenant.to_owned(),
         agent_id: "agt_exec".into(),
         attempt: 1,
+        traceparent: String::new(),
         ..v1::Want::default()
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use errand_bus::{Bus, BusError, Delivery};
-use errand_kit::{Tasks, health};
+use errand_kit::{Tasks, health, metrics};
 use futures::{Stream, StreamExt};
 use tokio_util::sync::CancellationToken;
 
@@ -13,6 +13,9 @@ use crate::asks::{fire, load};
 use crate::config::Config;
 use crate::transport::{self, Desk};
 use crate::watch::{Watch, now};
+
+/// How often it is shown how many runs are held.
+const SHOW_EVERY: Duration = Duration::from_secs(5);
 
 /// Between two snapshots at least, whatever calls for them.
 const SNAPSHOT_GAP: Duration = Duration::from_secs(2);
@@ -35,6 +38,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     tasks.spawn("activity", listen(activity, Arc::clone(&watch), shutdown.clone()));
     let every = Duration::from_secs(config.snapshot_seconds);
     tasks.spawn("snapshots", snapshots(bus.clone(), Arc::clone(&watch), every, shutdown.clone()));
+    tasks.spawn("metrics", show(Arc::clone(&watch), shutdown.clone()));
     let asks = Desk { bus, watch: Arc::clone(&watch) };
     tasks.spawn("expiries", fire(asks, watch, config.asks_in_flight, shutdown));
     tasks.join().await
@@ -66,6 +70,17 @@ async fn listen(
         };
         let (run_id, stamped) = sign.context("the subscription has ended")?;
         watch.touch(run_id, stamped, now());
+    }
+}
+
+/// Shows how many runs are held.
+async fn show(watch: Arc<Watch>, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let mut every = tokio::time::interval(SHOW_EVERY);
+    loop {
+        tokio::select! {
+            _ = every.tick() => metrics().armed(watch.status().armed as u64),
+            () = shutdown.cancelled() => return Ok(()),
+        }
     }
 }
 

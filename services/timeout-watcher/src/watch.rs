@@ -4,6 +4,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use errand_core::{RunId, Timestamp};
+use errand_kit::metrics;
 use hdrhistogram::Histogram;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -199,7 +200,9 @@ impl<C: Fn() -> Timestamp> Watch<C> {
         }
         let due = inner.timers.due(now, MAX_BATCH);
         for expiry in due.iter().filter(|expiry| !expiry.repeated) {
-            inner.lateness.saturating_record(now.millis_since(expiry.at));
+            let late = now.millis_since(expiry.at);
+            inner.lateness.saturating_record(late);
+            metrics().expired(Duration::from_millis(late));
         }
         drop(inner);
         let (fresh, mut failed): (Vec<_>, Vec<_>) = due.into_iter().partition(|expiry| expiry.failed == 0);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use errand_kit::{Tasks, health};
+use errand_kit::{Tasks, health, metrics};
 use errand_store::Outbox;
 use tokio_util::sync::CancellationToken;
 
@@ -28,7 +28,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let rotation = Rotation::new(store.clone(), Arc::clone(&master));
     let keys = Arc::new(rotation.keys().await?);
     let (outbox, publisher) = Outbox::open(store.db().clone(), bus.clone()).await?;
-    let credentials = Arc::new(Credentials::new(store.clone(), outbox, master, keys));
+    let credentials = Arc::new(Credentials::new(store.clone(), outbox.clone(), master, keys));
     let handover = Handover::new(Arc::clone(&credentials), transport::Witnesses::new(bus.clone()));
     let shared = Arc::new(transport::Vault {
         bus: bus.clone(),
@@ -45,6 +45,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         let draining = draining.clone();
         async move { Ok(publisher.run(draining).await?) }
     });
+    running.spawn("lag", metrics::watch_outbox("credentials", move || outbox.lag(), shutdown.clone()));
     if let Some(listen) = config.kit.health_listen {
         running.spawn("health", health::serve(listen, bus.clone(), shutdown.clone()));
     }

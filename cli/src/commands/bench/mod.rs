@@ -158,6 +158,7 @@ impl Rig {
             prefix: global.prefix.clone(),
             name: "errand-bench".into(),
             credentials: global.nats_credentials.clone(),
+            ca: global.nats_ca.clone(),
             request_timeout: Duration::from_secs(30),
             ..BusConfig::default()
         };

@@ -3,16 +3,14 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use async_nats::ConnectOptions;
 use async_nats::jetstream::stream::{Config, DiscardPolicy, PersistenceMode, RetentionPolicy, State, StorageType};
 use async_nats::jetstream::{self, Context};
-use errand_bus::{Bus, BusError, StreamKind};
+use errand_bus::{Bus, BusConfig, BusError, StreamKind, connect_options};
 use serde::Deserialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::Finding;
-use crate::args::Global;
 
 /// Clocks that differ by more move deadlines by as much.
 const CLOCK_LIMIT: Duration = Duration::from_secs(2);
@@ -33,12 +31,9 @@ pub(super) struct Broker {
 }
 
 impl Broker {
-    pub(super) async fn connect(global: &Global) -> anyhow::Result<Self> {
-        let mut options = ConnectOptions::new().name("errand-doctor").connection_timeout(Duration::from_secs(2));
-        if let Some(file) = &global.nats_credentials {
-            options = options.credentials_file(file).await?;
-        }
-        let client = options.connect(global.nats_url.as_str()).await?;
+    pub(super) async fn connect(config: &BusConfig) -> anyhow::Result<Self> {
+        let options = connect_options(config).await?.connection_timeout(Duration::from_secs(2));
+        let client = options.connect(config.url.as_str()).await?;
         let jetstream = jetstream::ContextBuilder::new().timeout(Duration::from_secs(2)).build(client.clone());
         Ok(Self { client, jetstream })
     }

@@ -86,15 +86,16 @@ async fn look(global: &Global, wait: Duration) -> Vec<Finding> {
         prefix: global.prefix.clone(),
         name: "errand-doctor".into(),
         credentials: global.nats_credentials.clone(),
+        ca: global.nats_ca.clone(),
         request_timeout: Duration::from_secs(3),
         ..BusConfig::default()
     };
-    let bus = match Bus::connect(config, PATIENCE).await {
+    let bus = match Bus::connect(config.clone(), PATIENCE).await {
         Ok(bus) => bus,
         Err(error) => return vec![broker::unreachable(&error)],
     };
     let mut findings = Vec::new();
-    match broker::Broker::connect(global).await {
+    match broker::Broker::connect(&config).await {
         Ok(broker) => {
             findings.extend(broker.look(&bus).await);
             findings.extend(services::look(&broker.client, &global.prefix, wait).await);

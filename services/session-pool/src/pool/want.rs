@@ -26,6 +26,8 @@ pub struct Want {
     pub queued_at: Timestamp,
     /// The run's attempt: a newer one takes the place of an older one.
     pub attempt: u32,
+    /// The trace that the run belongs to.
+    pub traceparent: Option<Box<str>>,
 }
 
 impl Want {

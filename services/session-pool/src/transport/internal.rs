@@ -1,5 +1,6 @@
 //! What the dispatcher and runners say to the pool: from a request to an input of the engine, and its answer back.
 
+use errand_bus::trace;
 use errand_core::{Error, ErrorCode, SessionId, Timestamp, limits};
 use errand_proto::{id, lease, optional_id, v1};
 
@@ -49,6 +50,8 @@ fn want(wire: &v1::Want) -> Result<Want, Error> {
         priority: wire.priority,
         queued_at: Timestamp(wire.queued_at_ms),
         attempt: wire.attempt,
+        // Of this size or not at all: it stays in memory for as long as the run waits.
+        traceparent: trace::is_valid(&wire.traceparent).then(|| wire.traceparent.as_str().into()),
     })
 }
 

@@ -57,6 +57,7 @@ fn want(n: u128, of: &str) -> Want {
         priority: 0,
         queued_at: Timestamp(i64::try_from(n).unwrap()),
         attempt: 1,
+        traceparent: None,
     }
 }
 
