@@ -87,7 +87,9 @@ impl Tables for Book {
 pub(crate) struct Sqlite {
     runs: RunStore,
     sessions: SessionStore,
-    owners: BTreeMap<Uuid, Ownership>,
+    /// With the position of the first event that each has committed last: a process that never learned of its commit
+    /// tries the same again, and what it owns does not know either. Here it does.
+    owners: BTreeMap<Uuid, (Ownership, Option<i64>)>,
     books: [Book; 2],
     runtime: Arc<Runtime>,
     _folder: TempDir,
@@ -129,7 +131,7 @@ impl Backend for Sqlite {
 
     fn take_over(&mut self, epoch: Uuid) -> Result<(), StoreError> {
         if let Some(owner) = self.runtime.block_on(self.sessions.take_over(epoch))? {
-            self.owners.insert(epoch, owner);
+            self.owners.insert(epoch, (owner, None));
         }
         Ok(())
     }
@@ -139,10 +141,17 @@ impl Backend for Sqlite {
     }
 
     fn commit_sessions(&mut self, epoch: Uuid, commit: &SessionCommit) -> Result<bool, StoreError> {
-        let Some(owner) = self.owners.get_mut(&epoch) else { return Ok(false) };
+        let Some((owner, last)) = self.owners.get_mut(&epoch) else { return Ok(false) };
+        let first = commit.events.events().first().map(|event| event.position);
+        if first.is_some() && first == *last {
+            return Ok(true);
+        }
         let decisions = commit.decisions();
         match self.runtime.block_on(self.sessions.commit(owner, &decisions, commit.token, &commit.events)) {
-            Ok(()) => Ok(true),
+            Ok(()) => {
+                *last = first;
+                Ok(true)
+            }
             Err(CommitError::TakenOver) => Ok(false),
             Err(CommitError::Store(error)) => Err(error),
         }
