@@ -8,7 +8,7 @@ use async_nats::connection::State;
 use async_nats::header::HeaderMap;
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::ConsumerErrorKind;
-use async_nats::jetstream::{self, ErrorCode};
+use async_nats::jetstream;
 use async_nats::{Client, ConnectOptions, Event};
 use bytes::Bytes;
 use errand_proto::v1;
@@ -17,7 +17,7 @@ use prost::Message;
 use tokio::sync::{Notify, watch};
 
 use crate::delivery::milliseconds;
-use crate::streams::StreamKind;
+use crate::streams::{StreamKind, is_for_good};
 use crate::subjects::Subjects;
 use crate::{MINIMUM_BROKER, once, service, trace};
 
@@ -110,11 +110,7 @@ impl BusError {
     pub(crate) fn consumer(stream: &str, error: &jetstream::stream::ConsumerError) -> Self {
         let (name, what) = (stream.to_owned(), error.to_string());
         match error.kind() {
-            ConsumerErrorKind::JetStream(error)
-                if error.code() == 400 || error.error_code() == ErrorCode::STREAM_INVALID_CONFIG =>
-            {
-                Self::Refused { name, what }
-            }
+            ConsumerErrorKind::JetStream(error) if is_for_good(&error) => Self::Refused { name, what },
             _ => Self::Stream { name, what },
         }
     }
