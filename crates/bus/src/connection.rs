@@ -6,9 +6,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_nats::connection::State;
 use async_nats::header::HeaderMap;
+use async_nats::jetstream;
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::ConsumerErrorKind;
-use async_nats::jetstream;
 use async_nats::{Client, ConnectOptions, Event};
 use bytes::Bytes;
 use errand_proto::v1;

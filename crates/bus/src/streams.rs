@@ -213,7 +213,8 @@ mod tests {
     #[test]
     fn a_full_disk_passes_and_a_wrong_configuration_does_not() {
         let for_good = |code: usize, err_code: u64| {
-            let error = serde_json::json!({"code": code, "err_code": err_code, "description": "no space left on device"});
+            let error =
+                serde_json::json!({"code": code, "err_code": err_code, "description": "no space left on device"});
             is_for_good(&serde_json::from_value(error).unwrap())
         };
         assert!(for_good(500, 10052) && for_good(400, 10065));
