@@ -7,7 +7,7 @@ NATS_SERVER ?= $(CURDIR)/.tools/bin/nats-server
 export NATS_SERVER
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench sim mutations tools tools-test compose-secrets compose-test audit sbom
+.PHONY: help run test check bench sim mutations chaos tools tools-test compose-secrets compose-test audit sbom
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,12 @@ bench: tools ## how fast it is here (ARGS="..." go to `errand bench`)
 sim: ## simulate: SEED=n replays one, MINUTES=n goes on with random seeds, else 2,000 seeds
 	cargo build --locked --release -p errand-sim
 	$(TARGET)/release/errand-sim $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
+
+chaos: tools-test ## everything fails at random under load, then the ledger: SEED=n, MINUTES=n (30), RATE=n (200), ON=sqlite|postgres|three
+	cargo build --locked --release --workspace --bins
+	SEED=$(SEED) MINUTES=$(MINUTES) RATE=$(RATE) ERRAND_PG_BIN="$$(sh tools/postgres.sh find)" \
+	  cargo test --locked --release --workspace --test storm -- --ignored --nocapture --test-threads 1 \
+	  a_long_storm_on_$(ON)
 
 mutations: ## whether the simulator and the property tests find deliberate faults: writes docs/mutations.md
 	cargo build --locked --release -p errand-sim --features mutations

@@ -21,6 +21,8 @@ pub struct Broker {
     port: u16,
     /// More of its configuration.
     more: String,
+    /// The port for the others of its cluster, and theirs.
+    cluster: Option<(u16, Vec<u16>)>,
 }
 
 impl Broker {
@@ -39,7 +41,7 @@ impl Broker {
     /// As [`Self::start`].
     #[must_use]
     pub fn start_with(more: &str) -> Self {
-        let mut broker = Self { child: None, folder: folder("nats"), port: 0, more: more.to_owned() };
+        let mut broker = Self { child: None, folder: folder("nats"), port: 0, more: more.to_owned(), cluster: None };
         for _ in 0..10 {
             broker.port = pick_port();
             if broker.launch() {
@@ -47,6 +49,35 @@ impl Broker {
             }
         }
         panic!("ten ports of nats-server were taken by others")
+    }
+
+    /// Starts three that are one cluster. They may still have to find each other: whoever asks waits for that.
+    ///
+    /// # Panics
+    /// As [`Self::start`].
+    #[must_use]
+    pub fn start_cluster() -> Vec<Self> {
+        for _ in 0..10 {
+            let ports: Vec<u16> = (0..6).map(|_| pick_port()).collect();
+            let routes = &ports[3..];
+            let mut brokers: Vec<Self> = (0..3)
+                .map(|at| {
+                    let others = routes.iter().filter(|port| **port != routes[at]).copied().collect();
+                    let cluster = Some((routes[at], others));
+                    Self { child: None, folder: folder("nats"), port: ports[at], more: String::new(), cluster }
+                })
+                .collect();
+            if brokers.iter_mut().all(Self::launch) {
+                return brokers;
+            }
+        }
+        panic!("ports of nats-server were taken by others, ten times")
+    }
+
+    /// The port of its clients.
+    #[must_use]
+    pub const fn port(&self) -> u16 {
+        self.port
     }
 
     /// `nats://127.0.0.1:PORT`; stays the same over restarts.
@@ -90,8 +121,9 @@ impl Broker {
     /// As [`Self::restart`].
     pub fn restart_empty(&mut self) {
         self.kill9();
-        let data = self.data();
-        std::fs::remove_dir_all(&data).unwrap_or_else(|error| panic!("{}: {error}", data.display()));
+        // The folder itself may be a disk.
+        let jetstream = self.data().join("jetstream");
+        std::fs::remove_dir_all(&jetstream).unwrap_or_else(|error| panic!("{}: {error}", jetstream.display()));
         self.restart();
     }
 
@@ -109,7 +141,9 @@ impl Broker {
         }
     }
 
-    fn data(&self) -> PathBuf {
+    /// The folder of its data.
+    #[must_use]
+    pub fn data(&self) -> PathBuf {
         self.folder.path().join("data")
     }
 
@@ -139,9 +173,17 @@ impl Broker {
     }
 
     fn config(&self) -> String {
+        let cluster = self.cluster.as_ref().map_or(String::new(), |(port, others)| {
+            let routes: Vec<String> = others.iter().map(|port| format!("\"nats://127.0.0.1:{port}\"")).collect();
+            // Clients are not told of the others: a test's proxies stand between.
+            format!(
+                "cluster {{ name: tests, listen: \"127.0.0.1:{port}\", no_advertise: true, routes: [{}] }}\n",
+                routes.join(", ")
+            )
+        });
         // The streams reserve what they may come to hold, so the limit is no smaller than a few installations need.
         format!(
-            "listen: \"127.0.0.1:{}\"\nserver_name: \"{}\"\nports_file_dir: {:?}\n\
+            "listen: \"127.0.0.1:{}\"\nserver_name: \"{}\"\nports_file_dir: {:?}\n{cluster}\
              jetstream {{ store_dir: {:?}, sync_interval: always, max_file_store: 10TB, max_memory_store: 256MB }}\n{}",
             self.port,
             self.folder.path().file_name().unwrap_or_default().display(),

@@ -11,16 +11,17 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 
 use tempfile::TempDir;
 
-/// Reads `group PID`, `postmaster PID` and `gone PID` until the end of its input, then ends what is not gone.
-/// A postmaster gets SIGQUIT first: killed, it would leave its shared memory in the system.
+/// Reads `group PID`, `postmaster PID`, `gone PID` and `disk FOLDER` until the end of its input, then ends what is not
+/// gone, and takes away the disks, which are below the folder that it removes. A postmaster gets SIGQUIT first: killed, it would leave its shared memory in the system.
 const SCRIPT: &str = r#"
 trap '' HUP INT TERM
-groups= postmasters=
+groups= postmasters= disks=
 without() { kept=; for one in $1; do [ "$one" = "$2" ] || kept="$kept $one"; done; }
 while read -r verb pid; do
     case $verb in
         group) groups="$groups $pid" ;;
         postmaster) postmasters="$postmasters $pid" ;;
+        disk) disks="$disks $pid" ;;
         gone) without "$groups" "$pid"; groups=$kept; without "$postmasters" "$pid"; postmasters=$kept ;;
     esac
 done
@@ -31,6 +32,7 @@ for pid in $postmasters; do
     while [ "$tries" -gt 0 ] && kill -s 0 "$pid"; do sleep 0.1; tries=$((tries - 1)); done
     kill -s KILL "$pid"
 done
+for disk in $disks; do umount -l "$disk"; done
 rm -rf -- "$1"
 "#;
 
@@ -85,6 +87,11 @@ pub(crate) fn watch(kind: Kind, pid: u32) {
         Kind::Group => GUARD.tell(&format!("group {pid}\n")),
         Kind::Postmaster => GUARD.tell(&format!("postmaster {pid}\n")),
     }
+}
+
+/// Has the guard take away the disk that is mounted there.
+pub(crate) fn mounted(folder: &Path) {
+    GUARD.tell(&format!("disk {}\n", folder.display()));
 }
 
 /// The process is gone: its number may be another's now.

@@ -15,6 +15,8 @@ use prost::Message;
 pub struct Entry {
     /// The statuses that it went through, by its events in `seq` order.
     pub statuses: Vec<String>,
+    /// When they were made, in milliseconds since the Unix epoch.
+    pub times: Vec<i64>,
     /// Events that came again under the same id.
     pub repeated: usize,
 }
@@ -101,6 +103,7 @@ fn note(
     let status = event.r#type.trim_start_matches("task_run.").to_owned();
     ensure!(!entry.is_final(), "{run} is {:?}, and then {status}", entry.statuses);
     entry.statuses.push(status);
+    entry.times.push(event.created_at_ms);
     let seen = entry.statuses.len() as u64;
     ensure!(seen == event.seq, "{run}: event {} is the {seen}th to come: {:?}", event.seq, entry.statuses);
     if entry.is_final() {

@@ -6,23 +6,27 @@
 //! a runtime as well.
 
 mod broker;
+mod disk;
 mod guard;
 pub mod ledger;
 mod otlp;
 mod postgres;
 mod process;
+mod proxy;
 mod s3;
 mod service;
 mod stack;
 mod wait;
 
 pub use broker::Broker;
+pub use disk::Disk;
 pub use guard::{folder, root};
 pub use nix::sys::signal::Signal;
 pub use otlp::{Collector, Span};
 pub use postgres::Postgres;
 pub use process::Child;
+pub use proxy::{Proxy, Toxic};
 pub use s3::S3;
 pub use service::{Service, service};
-pub use stack::{MASTER_KEY, Role, Stack, StoreKind};
+pub use stack::{Links, MASTER_KEY, Role, Stack, StoreKind};
 pub use wait::{eventually, pick_port};

@@ -88,6 +88,12 @@ impl Postgres {
         self.url_of(&name)
     }
 
+    /// Its port.
+    #[must_use]
+    pub const fn port(&self) -> u16 {
+        self.port
+    }
+
     /// The process, where it runs.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
@@ -108,6 +114,32 @@ impl Postgres {
     pub fn kill9_and_restart(&mut self) {
         self.kill9();
         self.restart();
+    }
+
+    /// Every transaction reads only, as on a server that is no longer the first one, or writes again.
+    ///
+    /// # Panics
+    /// Where Postgres refuses.
+    pub fn read_only(&self, read_only: bool) {
+        let state = if read_only { "on" } else { "off" };
+        for statement in
+            [&format!("ALTER SYSTEM SET default_transaction_read_only = {state}"), "SELECT pg_reload_conf()"]
+        {
+            let mut command = self.command("psql");
+            command.env("PGOPTIONS", "-c default_transaction_read_only=off");
+            command.args([
+                "-h",
+                "127.0.0.1",
+                "-p",
+                &self.port.to_string(),
+                "-U",
+                "errand",
+                "-c",
+                statement,
+                "postgres",
+            ]);
+            run(&mut command);
+        }
     }
 
     /// Ends it in an orderly way, sessions included ("fast shutdown").

@@ -57,6 +57,12 @@ impl Service {
         self.child = Child::spawn_logged(&mut self.command, &self.folder.path().join("log"));
     }
 
+    /// Starts it again with the same arguments; one that runs is asked to end, and drains. The log goes on.
+    pub fn restart_gently(&mut self) {
+        self.child.terminate();
+        self.restart();
+    }
+
     /// Its process: `pid`, `ended`, `kill9`, `terminate`, `sigstop`, `sigcont`, `log`.
     pub const fn process(&mut self) -> &mut Child {
         &mut self.child

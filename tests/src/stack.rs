@@ -10,6 +10,7 @@ use tempfile::TempDir;
 
 use crate::guard::folder;
 use crate::process::Child;
+use crate::proxy::Proxy;
 use crate::wait::eventually;
 use crate::{Broker, Postgres, Service};
 
@@ -93,13 +94,27 @@ impl Role {
     }
 }
 
+/// The ways of one process to what it needs, where a test is to do harm to them.
+#[derive(Debug, Default)]
+pub struct Links {
+    /// To each broker.
+    pub broker: Vec<Proxy>,
+    /// To Postgres.
+    pub store: Option<Proxy>,
+}
+
 /// A broker, a store and the services over them, under a prefix of their own.
 #[derive(Debug)]
 pub struct Stack {
     // Dropped in this order: the services do not see their broker or store go.
     services: Vec<(Role, Service)>,
+    /// Of each service, in the order of their start.
+    links: Vec<Links>,
+    proxied: bool,
     /// The broker, to do harm to.
     pub broker: Broker,
+    /// The others of its cluster.
+    pub peers: Vec<Broker>,
     /// The Postgres, where it is this stack's own.
     pub postgres: Option<Postgres>,
     store: String,
@@ -117,7 +132,7 @@ impl Stack {
     pub fn new(kind: StoreKind) -> Self {
         let folder = folder("stack");
         let store = match kind {
-            StoreKind::Sqlite => format!("sqlite://{}", folder.path().display()),
+            StoreKind::Sqlite => format!("sqlite://{}", folder.path().join("store").display()),
             StoreKind::Postgres => Postgres::shared().fresh_database(),
         };
         Self::over(folder, store, None)
@@ -145,7 +160,61 @@ impl Stack {
     fn over(folder: TempDir, store: String, postgres: Option<Postgres>) -> Self {
         // The broker is its own, and the prefix is another than the shipped one: what forgets it is found out.
         let prefix = "test.errand".to_owned();
-        Self { services: Vec::new(), broker: Broker::start(), postgres, store, prefix, folder }
+        let (services, links, peers) = (Vec::new(), Vec::new(), Vec::new());
+        Self { services, links, proxied: false, broker: Broker::start(), peers, postgres, store, prefix, folder }
+    }
+
+    /// Every service that is started from now on reaches broker and Postgres through proxies of its own:
+    /// [`Self::links`].
+    #[must_use]
+    pub fn with_proxies(mut self) -> Self {
+        self.proxied = true;
+        self
+    }
+
+    /// A cluster of three in place of the one broker. Services are to be started with `--replicas 3`.
+    ///
+    /// # Panics
+    /// Where one does not start.
+    #[must_use]
+    pub fn with_three_brokers(mut self) -> Self {
+        let mut brokers = Broker::start_cluster();
+        self.broker = brokers.remove(0);
+        self.peers = brokers;
+        self
+    }
+
+    /// The ways of the service that was started as the `index`th.
+    #[must_use]
+    pub fn links(&self, index: usize) -> &Links {
+        &self.links[index]
+    }
+
+    /// Every service with its role, in the order of their start.
+    pub fn all_services(&mut self) -> impl Iterator<Item = (Role, &mut Service)> {
+        self.services.iter_mut().map(|(role, service)| (*role, service))
+    }
+
+    /// Where the brokers are, without proxies.
+    #[must_use]
+    pub fn url(&self) -> String {
+        let all = std::iter::once(&self.broker).chain(&self.peers);
+        all.map(Broker::url).collect::<Vec<_>>().join(",")
+    }
+
+    /// Ways for one more process, and the addresses that they make.
+    fn link(&self) -> (Links, String, String) {
+        if !self.proxied {
+            return (Links::default(), self.url(), self.store.clone());
+        }
+        let brokers = std::iter::once(&self.broker).chain(&self.peers);
+        let broker: Vec<Proxy> = brokers.map(|broker| Proxy::to(broker.port())).collect();
+        let url: Vec<String> = broker.iter().map(|proxy| format!("nats://127.0.0.1:{}", proxy.port())).collect();
+        let store = self.postgres.as_ref().map(|postgres| Proxy::to(postgres.port()));
+        let store_url = self.postgres.as_ref().zip(store.as_ref()).map_or(self.store.clone(), |(postgres, proxy)| {
+            self.store.replace(&format!(":{}/", postgres.port()), &format!(":{}/", proxy.port()))
+        });
+        (Links { broker, store }, url.join(","), store_url)
     }
 
     /// What the subjects start with.
@@ -164,6 +233,12 @@ impl Stack {
     #[must_use]
     pub fn folder(&self) -> &std::path::Path {
         self.folder.path()
+    }
+
+    /// Where SQLite's files are.
+    #[must_use]
+    pub fn store_folder(&self) -> Option<&std::path::Path> {
+        self.store.strip_prefix("sqlite://").map(std::path::Path::new)
     }
 
     /// The file with the vault's master key. A test may write others into it.
@@ -192,10 +267,10 @@ impl Stack {
     /// # Panics
     /// As [`Self::start`].
     pub fn start_with(&mut self, role: Role, more: &[&str], env: &[(&str, &str)]) {
-        let url = self.broker.url();
+        let (links, url, store) = self.link();
         let mut args = vec!["--nats-url", &url, "--prefix", &self.prefix];
         if role.has_store() {
-            args.extend(["--store", &self.store]);
+            args.extend(["--store", &store]);
         }
         // All of this stack's storages have the same files, wherever they are told to have them.
         let (files, key) =
@@ -217,6 +292,7 @@ impl Stack {
         args.extend(more);
         let service = Service::spawn(role.binary(), &args, env);
         self.services.push((role, service));
+        self.links.push(links);
     }
 
     /// The processes of a role, in the order of their start.
@@ -238,7 +314,7 @@ impl Stack {
     /// # Panics
     /// Where one does not within a minute.
     pub async fn ready(&mut self) {
-        let url = self.broker.url();
+        let url = self.url();
         let client = async_nats::connect(&url).await.unwrap_or_else(|error| panic!("{url}: {error}"));
         let roles: HashSet<Role> = self.services.iter().map(|(role, _)| *role).collect();
         for role in roles {
@@ -274,8 +350,9 @@ impl Stack {
     /// Where the broker is not there.
     pub async fn bus(&self) -> Bus {
         let config = BusConfig {
-            url: self.broker.url(),
+            url: self.url(),
             prefix: self.prefix.clone(),
+            replicas: if self.peers.is_empty() { 1 } else { 3 },
             name: "errand-tests".into(),
             ..BusConfig::default()
         };

@@ -6,9 +6,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_nats::connection::State;
 use async_nats::header::HeaderMap;
+use async_nats::jetstream;
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::ConsumerErrorKind;
-use async_nats::jetstream::{self, ErrorCode};
 use async_nats::{Client, ConnectOptions, Event};
 use bytes::Bytes;
 use errand_core::RunnerId;
@@ -19,7 +19,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::delivery::milliseconds;
 use crate::identity::Identity;
-use crate::streams::StreamKind;
+use crate::streams::{StreamKind, is_for_good};
 use crate::subjects::Subjects;
 use crate::{MINIMUM_BROKER, once, service, trace};
 
@@ -115,11 +115,7 @@ impl BusError {
     pub(crate) fn consumer(stream: &str, error: &jetstream::stream::ConsumerError) -> Self {
         let (name, what) = (stream.to_owned(), error.to_string());
         match error.kind() {
-            ConsumerErrorKind::JetStream(error)
-                if error.code() == 400 || error.error_code() == ErrorCode::STREAM_INVALID_CONFIG =>
-            {
-                Self::Refused { name, what }
-            }
+            ConsumerErrorKind::JetStream(error) if is_for_good(&error) => Self::Refused { name, what },
             _ => Self::Stream { name, what },
         }
     }

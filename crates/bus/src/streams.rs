@@ -112,10 +112,15 @@ fn is_taken(error: &CreateStreamError) -> bool {
     matches!(error.kind(), CreateStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NAME_EXIST)
 }
 
+/// Whether the broker would say no again: a bad request or configuration stays one.
+pub(crate) fn is_for_good(error: &async_nats::jetstream::Error) -> bool {
+    error.code() == 400 || error.error_code() == ErrorCode::STREAM_INVALID_CONFIG
+}
+
 fn refused_or_not_now(name: String, error: &CreateStreamError) -> BusError {
     match error.kind() {
-        // 503: a cluster without a leader, or a broker that is still starting.
-        CreateStreamErrorKind::JetStream(error) if error.code() != 503 && error.error_code().0 != 0 => {
+        // All else may pass: a cluster without a leader, a broker that is still starting, a full disk.
+        CreateStreamErrorKind::JetStream(error) if is_for_good(&error) => {
             let what = format!("{error}. Set it as before, or delete the stream when nothing in it is needed");
             BusError::Refused { name, what }
         }
@@ -215,5 +220,16 @@ mod tests {
     fn names_follow_the_prefix() {
         assert_eq!(StreamKind::Submit.name("errand.v1"), "ERRAND_V1_SUBMIT");
         assert_eq!(StreamKind::DeadLetter.name("t-1.x"), "T_1_X_DLQ");
+    }
+
+    #[test]
+    fn a_full_disk_passes_and_a_wrong_configuration_does_not() {
+        let for_good = |code: usize, err_code: u64| {
+            let error =
+                serde_json::json!({"code": code, "err_code": err_code, "description": "no space left on device"});
+            is_for_good(&serde_json::from_value(error).unwrap())
+        };
+        assert!(for_good(500, 10052) && for_good(400, 10065));
+        assert!(!for_good(500, 10069) && !for_good(503, 10008) && !for_good(500, 10049));
     }
 }

@@ -156,6 +156,12 @@ impl Db {
             .idle_timeout(None)
             .max_lifetime(None)
             .test_before_acquire(false)
+            // Where SQLite itself rolls back (a full disk), sqlx's own ROLLBACK fails, and the connection would be
+            // taken for one within a transaction for good.
+            .before_acquire(|connection, _| {
+                let usable = !connection.is_in_transaction();
+                Box::pin(async move { Ok(usable) })
+            })
             .connect_with(options.clone())
             .await?;
         migrator(migrations, |migration| migration.sqlite).run(&write).await?;
@@ -300,5 +306,28 @@ mod tests {
         assert_eq!(found, ("postgres://errand@db/errand?sslmode=require".to_owned(), Some("s3:cr@t".to_owned())));
         assert_eq!(password_of("postgres://db/errand").unwrap(), ("postgres://db/errand".to_owned(), None));
         assert!(password_of("postgres://db/errand?password_file=/does/not/exist").is_err());
+    }
+
+    /// Writes `bytes` into the table that [`Db::check_write`] uses, in a transaction.
+    async fn write(sqlite: &Sqlite, bytes: usize) -> Result<(), sqlx::Error> {
+        let mut tx = sqlite.write.begin_with("BEGIN IMMEDIATE").await?;
+        let sql = "INSERT INTO store_check (one, bytes) VALUES (1, $1) ON CONFLICT (one) DO UPDATE SET bytes = $1";
+        sqlx::query(sql).bind(vec![7; bytes]).execute(&mut *tx).await?;
+        tx.commit().await
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn after_a_full_disk_sqlite_writes_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}", folder.path().display());
+        let Db::Sqlite(sqlite) = Db::open(&url, "test", &[]).await.unwrap() else { panic!("it is SQLite") };
+        write(&sqlite, 10).await.unwrap();
+        let (pages,): (i64,) = sqlx::query_as("PRAGMA page_count").fetch_one(&sqlite.write).await.unwrap();
+        let limit = format!("PRAGMA max_page_count = {}", pages + 1);
+        sqlx::query(AssertSqlSafe(limit)).execute(&sqlite.write).await.unwrap();
+        let full = write(&sqlite, 1 << 20).await.map_err(StoreError::from).unwrap_err();
+        assert!(full.to_string().contains("full") && full.is_transient(), "{full}");
+        write(&sqlite, 10).await.unwrap();
+        write(&sqlite, 20).await.unwrap();
     }
 }

@@ -32,6 +32,9 @@ struct Args {
     /// Only the first so many faults at set times.
     #[arg(long)]
     faults: Option<usize>,
+    /// Over the real stores on SQLite.
+    #[arg(long)]
+    sqlite: bool,
     /// Nothing fails by chance.
     #[arg(long)]
     lucky: bool,
@@ -55,7 +58,9 @@ fn main() -> anyhow::Result<()> {
         return errand_sim::mutations::table(file, args.only.as_deref(), args.threads);
     }
     if let Some(seed) = args.seed {
-        let options = Options { runs: args.runs, faults: args.faults, lucky: args.lucky, ..options_of(seed) };
+        let chosen = options_of(seed);
+        let sqlite = args.sqlite || chosen.sqlite;
+        let options = Options { runs: args.runs, faults: args.faults, lucky: args.lucky, sqlite, ..chosen };
         let outcome = simulate(Options { aloud: true, ..options })?;
         println!("seed {seed}: {} steps, {} runs, hash {:016x}", outcome.steps, outcome.runs, outcome.hash);
         if let Some(broken) = outcome.broken {

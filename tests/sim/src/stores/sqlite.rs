@@ -87,7 +87,8 @@ impl Tables for Book {
 pub(crate) struct Sqlite {
     runs: RunStore,
     sessions: SessionStore,
-    /// With the position of the first event that each has committed last.
+    /// With the position of the first event that each has committed last: a process that never learned of its commit
+    /// tries the same again.
     owners: BTreeMap<Uuid, (Ownership, Option<i64>)>,
     books: [Book; 2],
     runtime: Arc<Runtime>,
