@@ -1,6 +1,7 @@
 //! A run's credential with a vault that does what a test says.
 
 use errand_core::SessionId;
+use errand_core::artifact::ArtifactKind;
 use errand_core::run::InteractionField;
 use errand_secret::Secrets;
 use errand_secret::handover::seal;
@@ -11,6 +12,7 @@ use uuid::Uuid;
 use super::*;
 use crate::activity::Activities;
 use crate::control::{Control, Execution};
+use crate::files::{NewFile, NotKept};
 use crate::report::{Reports, Waiting, What};
 use crate::transport::Shelf;
 
@@ -106,6 +108,18 @@ async fn what_is_refused_or_is_for_another_lease_is_an_error() {
     assert_eq!(control(&fake).0.credential().await.unwrap_err().code, ErrorCode::API_UNAVAILABLE);
     let unnamed = Safe::new(None, None).credential(RunId::from_uuid(Uuid::nil()), 1).await;
     assert_eq!(unnamed.unwrap_err().code, ErrorCode::AUTH_UNSUPPORTED);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_whose_data_holds_a_secret_is_refused() {
+    let (control, _waiting) = control(&Arc::new(Fake { secrets: secrets(), ..Fake::default() }));
+    control.credential().await.unwrap();
+    let data = Some(json!({"note": "signed in with correct horse"}));
+    let file = NewFile { kind: ArtifactKind::File, name: "a".into(), data };
+    let refused = control.upload(file, std::io::Cursor::new(b"x")).await.unwrap_err();
+    let NotKept::Refused(error) = refused else { panic!("{refused}") };
+    assert_eq!(error.code, ErrorCode::STORAGE_ERROR);
+    assert!(!error.message.contains("horse"), "{error}");
 }
 
 #[tokio::test(start_paused = true)]

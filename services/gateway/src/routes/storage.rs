@@ -258,7 +258,7 @@ mod tests {
     fn a_name_breaks_out_of_no_header() {
         assert_eq!(disposition("a.pdf"), "attachment; filename=\"a.pdf\"; filename*=UTF-8''a.pdf");
         let odd = disposition("Über \"x\"\r\n\\.pdf");
-        assert_eq!(odd, "attachment; filename=\"_ber _x_____.pdf\"; filename*=UTF-8''%C3%9Cber%20%22x%22%0D%0A%5C.pdf");
+        assert_eq!(odd, "attachment; filename=\"_ber _x____.pdf\"; filename*=UTF-8''%C3%9Cber%20%22x%22%0D%0A%5C.pdf");
         assert!(HeaderValue::from_str(&odd).is_ok());
     }
 }
