@@ -54,10 +54,9 @@ start_docker() {
 wait_for() {
     what=$1
     shift
-    tries=0
+    until=$(($(date +%s) + 120))
     until "$@" >/dev/null 2>&1; do
-        tries=$((tries + 1))
-        [ $tries -lt 240 ] || fail "$what is not there after two minutes: $("$@" 2>&1 | tail -n 5)"
+        [ "$(date +%s)" -lt "$until" ] || fail "$what is not there after two minutes: $("$@" 2>&1 | tail -n 5)"
         sleep 0.5
     done
 }
@@ -105,14 +104,18 @@ build() {
 }
 
 # The containers of a service.
-containers() { compose --profile cluster ps -q "$1"; }
+containers() {
+    docker ps -aq --filter "label=com.docker.compose.project=$COMPOSE_PROJECT_NAME" \
+        --filter "label=com.docker.compose.service=$1"
+}
 
 healthy() {
     for service in "$@"; do
         ids=$(containers "$service")
         [ -n "$ids" ] || return 1
         for id in $ids; do
-            [ "$(docker inspect -f '{{.State.Health.Status}}' "$id")" = healthy ] || return 1
+            state=$(docker inspect -f '{{.State.Health.Status}}' "$id")
+            [ "$state" = healthy ] || { echo "$service is $state"; return 1; }
         done
     done
 }

@@ -253,16 +253,14 @@ async fn tables(url: &str) -> anyhow::Result<(usize, Vec<u8>)> {
 async fn traces(collector: &Collector, runs: &[RunId]) -> Vec<u8> {
     for run in runs {
         let id = run.to_string();
-        eventually("every service's spans of a run", PATIENCE, async || {
-            let spans = collector.spans();
-            let trace = &spans.iter().find(|span| span.run.as_ref() == Some(&id))?.trace;
-            let told = |service: &str| spans.iter().any(|span| &span.trace == trace && span.service == service);
-            ["errand-dispatcher", "errand-session-pool", "errand-exec", "errand-vault"]
-                .into_iter()
-                .all(told)
-                .then_some(())
-        })
-        .await;
+        for service in ["errand-dispatcher", "errand-session-pool", "errand-exec", "errand-vault"] {
+            eventually(&format!("spans of {service} in the trace of {id}"), PATIENCE, async || {
+                let spans = collector.spans();
+                let trace = &spans.iter().find(|span| span.run.as_ref() == Some(&id))?.trace;
+                spans.iter().any(|span| &span.trace == trace && span.service == service).then_some(())
+            })
+            .await;
+        }
     }
     collector.raw()
 }
