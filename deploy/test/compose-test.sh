@@ -176,6 +176,25 @@ under_load() {
     wait_for "a stack that is healthy again" healthy nats postgres dispatcher session-pool timeout-watcher notifier vault gateway exec
 }
 
+# As in an upgrade: every container of our own is told to stop and started again, one after the other, under load. Old
+# and new are the same version here; what it shows is that a service may go and come in an orderly way.
+rolling() {
+    "$target/debug/errand-tests-ledger" --tenant rolling --seconds "$load" --rate "$rate" \
+        --nats-credentials "$SECRETS/nats/operator.creds" >"$scratch/ledger.log" 2>&1 &
+    ledger=$!
+    for service in dispatcher timeout-watcher notifier vault gateway session-pool exec; do
+        for id in $(containers "$service"); do
+            say "exchanging a $service"
+            docker restart -t 30 "$id" >/dev/null
+            wait_for "the new $service" healthy "$service"
+        done
+    done
+    kill -0 $ledger 2>/dev/null || say "the load had ended before: raise SECONDS_OF_LOAD"
+    wait $ledger || fail "the ledger: $(cat "$scratch/ledger.log")"
+    ledger=
+    sed 's/^/compose-test:   /' "$scratch/ledger.log"
+}
+
 # The store, dumped under load, restored into an empty database later: what the dump holds goes on to its end.
 backup() {
     postgres=$(containers postgres)
@@ -220,6 +239,7 @@ say "errand doctor:"
 errand doctor || fail "the doctor"
 demo
 under_load single dispatcher session-pool timeout-watcher notifier vault gateway exec postgres nats
+rolling
 backup
 errand doctor >/dev/null || fail "the doctor, afterwards"
 compose down -v >/dev/null 2>&1
