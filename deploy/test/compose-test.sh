@@ -54,10 +54,9 @@ start_docker() {
 wait_for() {
     what=$1
     shift
-    tries=0
+    until=$(($(date +%s) + 120))
     until "$@" >/dev/null 2>&1; do
-        tries=$((tries + 1))
-        [ $tries -lt 240 ] || fail "$what is not there after two minutes: $("$@" 2>&1 | tail -n 5)"
+        [ "$(date +%s)" -lt "$until" ] || fail "$what is not there after two minutes: $("$@" 2>&1 | tail -n 5)"
         sleep 0.5
     done
 }
@@ -105,14 +104,18 @@ build() {
 }
 
 # The containers of a service.
-containers() { compose --profile cluster ps -q "$1"; }
+containers() {
+    docker ps -aq --filter "label=com.docker.compose.project=$COMPOSE_PROJECT_NAME" \
+        --filter "label=com.docker.compose.service=$1"
+}
 
 healthy() {
     for service in "$@"; do
         ids=$(containers "$service")
         [ -n "$ids" ] || return 1
         for id in $ids; do
-            [ "$(docker inspect -f '{{.State.Health.Status}}' "$id")" = healthy ] || return 1
+            state=$(docker inspect -f '{{.State.Health.Status}}' "$id")
+            [ "$state" = healthy ] || { echo "$service is $state"; return 1; }
         done
     done
 }
@@ -173,6 +176,25 @@ under_load() {
     wait_for "a stack that is healthy again" healthy nats postgres dispatcher session-pool timeout-watcher notifier vault gateway exec
 }
 
+# As in an upgrade: every container of our own is told to stop and started again, one after the other, under load. Old
+# and new are the same version here; what it shows is that a service may go and come in an orderly way.
+rolling() {
+    "$target/debug/errand-tests-ledger" --tenant rolling --seconds "$load" --rate "$rate" \
+        --nats-credentials "$SECRETS/nats/operator.creds" >"$scratch/ledger.log" 2>&1 &
+    ledger=$!
+    for service in dispatcher timeout-watcher notifier vault gateway session-pool exec; do
+        for id in $(containers "$service"); do
+            say "exchanging a $service"
+            docker restart -t 30 "$id" >/dev/null
+            wait_for "the new $service" healthy "$service"
+        done
+    done
+    kill -0 $ledger 2>/dev/null || say "the load had ended before: raise SECONDS_OF_LOAD"
+    wait $ledger || fail "the ledger: $(cat "$scratch/ledger.log")"
+    ledger=
+    sed 's/^/compose-test:   /' "$scratch/ledger.log"
+}
+
 # The store, dumped under load, restored into an empty database later: what the dump holds goes on to its end.
 backup() {
     postgres=$(containers postgres)
@@ -217,6 +239,7 @@ say "errand doctor:"
 errand doctor || fail "the doctor"
 demo
 under_load single dispatcher session-pool timeout-watcher notifier vault gateway exec postgres nats
+rolling
 backup
 errand doctor >/dev/null || fail "the doctor, afterwards"
 compose down -v >/dev/null 2>&1

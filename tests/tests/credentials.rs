@@ -249,22 +249,19 @@ async fn tables(url: &str) -> anyhow::Result<(usize, Vec<u8>)> {
     Ok((count, bytes))
 }
 
-/// All that was exported, once every service that a credential passes has told of each run.
-async fn traces(collector: &Collector, runs: &[RunId]) -> Vec<u8> {
+/// Waits until every service that a credential passes has told of each run.
+async fn exported(collector: &Collector, runs: &[RunId]) {
     for run in runs {
         let id = run.to_string();
-        eventually("every service's spans of a run", PATIENCE, async || {
-            let spans = collector.spans();
-            let trace = &spans.iter().find(|span| span.run.as_ref() == Some(&id))?.trace;
-            let told = |service: &str| spans.iter().any(|span| &span.trace == trace && span.service == service);
-            ["errand-dispatcher", "errand-session-pool", "errand-exec", "errand-vault"]
-                .into_iter()
-                .all(told)
-                .then_some(())
-        })
-        .await;
+        for service in ["errand-dispatcher", "errand-session-pool", "errand-exec", "errand-vault"] {
+            eventually(&format!("spans of {service} in the trace of {id}"), PATIENCE, async || {
+                let spans = collector.spans();
+                let trace = &spans.iter().find(|span| span.run.as_ref() == Some(&id))?.trace;
+                spans.iter().any(|span| &span.trace == trace && span.service == service).then_some(())
+            })
+            .await;
+        }
     }
-    collector.raw()
 }
 
 /// The agent says its secrets aloud wherever it can; the API key also over two lines and in other forms.
@@ -284,6 +281,8 @@ async fn no_secret_is_left_anywhere_by_runs_that_sign_in(kind: StoreKind) -> any
     let needles = [PASSWORD, WRONG_PASSWORD, API_KEY, TOTP_SECRET];
 
     let runs = play(&world, &portal).await?;
+    // Before the vault is killed: what it has not exported yet would go with it.
+    exported(&world.collector, &runs).await;
     rotate(&mut world).await?;
 
     // Everything that there is, then every place is looked at.
@@ -304,7 +303,7 @@ async fn no_secret_is_left_anywhere_by_runs_that_sign_in(kind: StoreKind) -> any
         ensure!(log.len() > 1_000, "{role:?} logs at `trace`");
         places.push((format!("the log of {role:?}"), log.into_bytes()));
     }
-    places.push(("the traces".into(), traces(&world.collector, &runs).await));
+    places.push(("the traces".into(), world.collector.raw()));
     let scrubbers = needles.map(|needle| {
         let mut scrubber = Scrubber::new();
         scrubber.add(needle);

@@ -18,6 +18,8 @@ pub fn start(filter: &str, json: bool) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(filter).with_context(|| format!("--log {filter}"))?;
     // The bus tells itself what becomes of its connections, of those that are to end with their broker too.
     let filter = filter.add_directive("async_nats::connector=off".parse()?);
+    // What telemetry has to say of itself at its start is no news.
+    let filter = filter.add_directive("opentelemetry=warn".parse()?);
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let started = if json {
         let lines =
