@@ -26,6 +26,7 @@ pub(crate) fn by_name() -> Option<ExitCode> {
         "timeout-watcher" => errand_timeout_watcher::Config, errand_timeout_watcher::run;
         "notifier" => errand_notifier::Config, errand_notifier::run;
         "vault" => errand_vault::config::Config, errand_vault::service::run;
+        "storage" => errand_storage::config::Config, errand_storage::service::run;
         "gateway" => errand_gateway::Config, errand_gateway::run;
         "exec" => errand_exec::Config, errand_exec::run;
     }

@@ -12,7 +12,7 @@ use errand_client::{Client, NewCredential, NewRun, SecretText, Secrets, v1};
 use errand_core::credential::AuthMethod;
 use errand_core::task::Definition;
 use errand_tests::{Broker, Role, Stack, StoreKind, eventually, folder, service};
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt};
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::sync::mpsc;
@@ -111,7 +111,7 @@ struct Case {
     subscribe: &'static [(&'static str, bool)],
 }
 
-const CASES: [Case; 9] = [
+const CASES: [Case; 10] = [
     Case {
         user: "tenant-acme",
         publish: &[
@@ -152,11 +152,15 @@ const CASES: [Case; 9] = [
             ("api.dispatcher.get_run", false),
             ("api.vault.open_credential", true),
             ("api.vault.get_credential", false),
+            ("storage.begin", true),
+            ("storage.x.put", true),
+            ("api.storage.read_artifact", false),
             ("$JS.API.STREAM.INFO.TEST_ERRAND_EVENT", false),
         ],
         subscribe: &[
             ("pool.hello", true),
             ("api.vault.open_credential", false),
+            ("storage.>", false),
             ("runner.*.assign", false),
             ("runner.>", false),
             ("run.report", false),
@@ -224,6 +228,19 @@ const CASES: [Case; 9] = [
         ],
         subscribe: &[("api.vault.open_credential", true), ("run.>", false), ("_INBOX.dispatcher.>", false)],
     },
+    Case {
+        user: "storage",
+        publish: &[
+            ("event.acme.storage.created.stor_x", true),
+            ("run.holder", true),
+            ("run.lease_holder", false),
+            ("run.report", false),
+            ("runner.rnr_x.assign", false),
+            ("api.vault.get_credential", false),
+            ("submit.acme", false),
+        ],
+        subscribe: &[("storage.begin", true), ("api.storage.*", true), ("run.>", false), ("activity.*", false)],
+    },
 ];
 
 #[tokio::test(flavor = "multi_thread")]
@@ -268,6 +285,7 @@ async fn the_stack_works_under_its_users() -> anyhow::Result<()> {
         (Role::TimeoutWatcher, "timeout-watcher"),
         (Role::Notifier, "notifier"),
         (Role::Vault, "vault"),
+        (Role::Storage, "storage"),
         (Role::Scripted, "runner-one"),
         (Role::Exec, "runner-two"),
     ] {
@@ -288,12 +306,17 @@ async fn the_stack_works_under_its_users() -> anyhow::Result<()> {
     let mut heard = tenant.client.subscribe(format!("{PREFIX}.notify.acme.task_run.completed")).await?;
     tenant.client.flush().await?;
     let by_tenant = Client::new(bus(&stack.broker, &users, "tenant-acme").await?, "acme".parse()?);
-    let run = NewRun::of_task(&task)?.input(&json!({"steps": [{"output": 7}]}));
+    let run = NewRun::of_task(&task)?.input(&json!({"steps": [
+        {"capture": {"name": "a.csv", "content": "a,b"}},
+        {"output": 7},
+    ]}));
     let id = run.id();
     by_tenant.publish_run(run).await?;
     let told = tokio::time::timeout(PATIENCE, heard.next()).await?.context("the subscription ended")?;
     let event: serde_json::Value = serde_json::from_slice(&told.payload)?;
     ensure!(event["data"]["id"] == id.to_string(), "{event}");
+    let kept: Vec<v1::Artifact> = client.artifacts(id, Vec::new()).try_collect().await?;
+    ensure!(kept.len() == 1 && kept[0].name == "a.csv", "{kept:?}");
     a_credential_reaches_its_runner(&client).await?;
     // Deadlines and stops go their ways, too.
     let stuck = NewRun::of_task(&task)?.input(&json!({"steps": ["stuck"]}));

@@ -25,6 +25,8 @@ pub enum Part {
     Gateway,
     /// Owns sources and credentials.
     Vault,
+    /// Owns files.
+    Storage,
     /// One runner, by its id; or any, for runners that are scaled together and trust each other.
     Runner(Option<RunnerId>),
     /// A tenant's programs.
@@ -35,13 +37,14 @@ pub enum Part {
 
 impl Part {
     /// The services, each with its name.
-    pub const SERVICES: [(Self, &'static str); 6] = [
+    pub const SERVICES: [(Self, &'static str); 7] = [
         (Self::Dispatcher, "dispatcher"),
         (Self::SessionPool, "session-pool"),
         (Self::TimeoutWatcher, "timeout-watcher"),
         (Self::Notifier, "notifier"),
         (Self::Gateway, "gateway"),
         (Self::Vault, "vault"),
+        (Self::Storage, "storage"),
     ];
 }
 
@@ -87,6 +90,7 @@ impl Permissions {
             Part::Notifier => permissions.add_notifier(subjects),
             Part::Gateway => permissions.add_gateway(subjects),
             Part::Vault => permissions.add_vault(subjects),
+            Part::Storage => permissions.add_storage(subjects),
             Part::Runner(id) => permissions.add_runner(*id, subjects),
             Part::Tenant(tenant) => permissions.add_tenant(tenant, subjects),
             Part::Operator => permissions.add_operator(subjects),
@@ -182,10 +186,18 @@ impl Permissions {
         self.publish([subjects.run("lease_holder"), subjects.runner_any("confirm_key")]);
     }
 
+    fn add_storage(&mut self, subjects: &Subjects) {
+        self.add_service("storage", subjects);
+        self.add_publisher(subjects);
+        self.subscribe([subjects.storage(">")]);
+        // Whose a run is, and whether the lease that sends a file holds it.
+        self.publish([subjects.run("holder")]);
+    }
+
     /// Asks services for every tenant, but never for what is handed to runners.
     fn add_gateway(&mut self, subjects: &Subjects) {
         self.add_service("gateway", subjects);
-        self.publish(["dispatcher", "session-pool", "notifier"].map(|service| subjects.api(service, "*")));
+        self.publish(["dispatcher", "session-pool", "notifier", "storage"].map(|service| subjects.api(service, "*")));
         self.publish(OF_THE_VAULT.map(|method| subjects.api("vault", method)));
         self.add_follower(subjects);
         // Among gateways.
@@ -211,6 +223,8 @@ impl Permissions {
         self.publish(methods.map(|method| subjects.pool(method)));
         self.publish([subjects.run("report"), subjects.activity_all(), subjects.dead_letter("request")]);
         self.publish(["open_credential", "report_auth"].map(|method| subjects.api("vault", method)));
+        self.publish([subjects.storage("begin")]);
+        self.publish(["put", "finish"].map(|method| subjects.storage_instance("*", method)));
         // Whom it answers.
         self.publish(["dispatcher", "session-pool", "vault", "operator"].map(|name| format!("_INBOX.{name}.>")));
     }
