@@ -18,7 +18,7 @@ use errand_core::{CredentialId, ErrorCode, RunnerId, SourceId};
 use errand_secret::handover::KeyPair;
 use errand_secret::scrub::Scrubber;
 use errand_tests::{Child, Collector, Role, Stack, StoreKind, eventually, folder, service};
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt};
 use serde_json::{Value, json};
 use sqlx::Row;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -69,7 +69,7 @@ impl World {
         let mut stack = Stack::new(kind);
         let collector = Collector::start().await;
         let telling = ["--log", log, "--otlp-endpoint", collector.url(), "--trace-ratio", "1"];
-        for role in [Role::Dispatcher, Role::TimeoutWatcher, Role::Notifier, Role::Vault] {
+        for role in [Role::Dispatcher, Role::TimeoutWatcher, Role::Notifier, Role::Vault, Role::Storage] {
             stack.start(role, &telling);
         }
         let quick = ["--heartbeat-seconds", "1", "--runner-lost-seconds", "3"];
@@ -78,6 +78,9 @@ impl World {
         let (work_text, directory) = (work.display().to_string(), repository().display().to_string());
         let more = ["--work", &work_text, "--directory", &directory, "--capacity", "8"];
         stack.start(Role::Exec, &[&telling[..], &more].concat());
+        let browsers = stack.folder().join("browsers").display().to_string();
+        let more = ["--work", &browsers, "--allow-network", "127.0.0.0/8", "--capacity", "1"];
+        stack.start(Role::Browser, &[&telling[..], &more].concat());
         stack.ready().await;
         let client = Client::new(stack.bus().await, "acme".parse()?);
         Ok(Self { stack, client, work, collector })
@@ -253,11 +256,12 @@ async fn tables(url: &str) -> anyhow::Result<(usize, Vec<u8>)> {
 async fn exported(collector: &Collector, runs: &[RunId]) {
     for run in runs {
         let id = run.to_string();
-        for service in ["errand-dispatcher", "errand-session-pool", "errand-exec", "errand-vault"] {
-            eventually(&format!("spans of {service} in the trace of {id}"), PATIENCE, async || {
+        let runners = &["errand-exec", "errand-browser"][..];
+        for services in [&["errand-dispatcher"][..], &["errand-session-pool"], &["errand-vault"], runners] {
+            eventually(&format!("spans of {services:?} in the trace of {id}"), PATIENCE, async || {
                 let spans = collector.spans();
                 let trace = &spans.iter().find(|span| span.run.as_ref() == Some(&id))?.trace;
-                spans.iter().any(|span| &span.trace == trace && span.service == service).then_some(())
+                spans.iter().any(|span| &span.trace == trace && services.contains(&span.service.as_str())).then_some(())
             })
             .await;
         }
@@ -297,8 +301,8 @@ async fn no_secret_is_left_anywhere_by_runs_that_sign_in(kind: StoreKind) -> any
         ensure!(rows > 20, "{rows} rows");
         places.push(("Postgres".into(), bytes));
     }
-    let roles = [Role::Dispatcher, Role::TimeoutWatcher, Role::Notifier, Role::Vault, Role::SessionPool, Role::Exec];
-    for role in roles {
+    let services = [Role::Dispatcher, Role::TimeoutWatcher, Role::Notifier, Role::Vault, Role::SessionPool];
+    for role in services.into_iter().chain([Role::Storage, Role::Exec, Role::Browser]) {
         let log = world.stack.service(role).process().log();
         ensure!(log.len() > 1_000, "{role:?} logs at `trace`");
         places.push((format!("the log of {role:?}"), log.into_bytes()));
@@ -354,6 +358,7 @@ async fn play(world: &World, portal: &Portal) -> anyhow::Result<Vec<RunId>> {
     let types: Vec<&str> = events.iter().map(|event| event.r#type.as_str()).collect();
     ensure!(types == ["task_run.queued", "task_run.running", "task_run.completed"], "nobody is asked: {types:?}");
     ensure!(world.status(eve).await?.0 == v1::CredentialStatus::Verified);
+    let in_a_browser = with_a_browser(world, portal, eve).await?;
 
     let robot = world.credential(AuthMethod::ApiKey, key()).await?;
     let gossip = world.script(GOSSIP).await?;
@@ -370,7 +375,19 @@ async fn play(world: &World, portal: &Portal) -> anyhow::Result<Vec<RunId>> {
     ensure!(seqs == ["1 created", "2 invalid", "3 unverified", "4 verified"], "{seqs:?}");
     let seqs = credential_events(world, robot).await?;
     ensure!(seqs == ["1 created", "2 deleted"], "{seqs:?}");
-    Ok(vec![signed_in, refused, gossiped, told])
+    Ok(vec![signed_in, refused, in_a_browser, gossiped, told])
+}
+
+/// The same customer in a real browser, which keeps what it brings home.
+async fn with_a_browser(world: &World, portal: &Portal, credential: CredentialId) -> anyhow::Result<RunId> {
+    let text = std::fs::read_to_string(repository().join("examples/portal/bills-browser.task.json"))?;
+    let bills = world.client.apply_task(&serde_json::from_str(&text)?).await?.id;
+    let run = world.run(&bills, json!({"portal_url": portal.url}), credential).await?;
+    let ended = world.ended(run).await?;
+    ensure!(ended.status() == v1::RunStatus::Completed, "{:?}", ended.errors);
+    let kept: Vec<v1::Artifact> = world.client.artifacts(run, Vec::new()).try_collect().await?;
+    ensure!(kept.iter().any(|file| file.mime_type == "application/pdf"), "{kept:?}");
+    Ok(run)
 }
 
 /// A credential's events as the stream has them.
