@@ -42,6 +42,14 @@ pub struct BusConfig {
     pub request_timeout: Duration,
 }
 
+impl BusConfig {
+    /// The servers' addresses, one by one, as the client library takes them.
+    #[must_use]
+    pub fn servers(&self) -> Vec<&str> {
+        self.url.split(',').map(str::trim).collect()
+    }
+}
+
 impl Default for BusConfig {
     fn default() -> Self {
         Self {
@@ -210,7 +218,7 @@ impl Bus {
         let started = tokio::time::Instant::now();
         let mut pause = Duration::from_millis(50);
         let client = loop {
-            match options(&config, &identity, Arc::clone(&reached)).await?.connect(config.url.as_str()).await {
+            match options(&config, &identity, Arc::clone(&reached)).await?.connect(config.servers()).await {
                 Ok(client) => break client,
                 Err(error) if started.elapsed() >= patience || is_final(&error) => {
                     return Err(BusError::Unreachable { url: without_secrets(&config.url), what: error.to_string() });
@@ -238,7 +246,7 @@ impl Bus {
         let options = once::options(&config.name, config.credentials.as_deref()).await?;
         let options = confined(options, config, &self.identity);
         let client = options
-            .connect(config.url.as_str())
+            .connect(config.servers())
             .await
             .map_err(|error| BusError::Unreachable { url: without_secrets(&config.url), what: error.to_string() })?;
         let connections = watch::channel(1).1;
@@ -657,6 +665,8 @@ mod tests {
     fn an_address_is_told_without_its_password() {
         assert_eq!(without_secrets("nats://u:p@a:1,b:2"), "nats://a:1,b:2");
         assert_eq!(without_secrets("nats://127.0.0.1:4222"), "nats://127.0.0.1:4222");
+        let cluster = BusConfig { url: "nats://a:1, b:2".into(), ..BusConfig::default() };
+        assert_eq!(cluster.servers(), ["nats://a:1", "b:2"]);
     }
 
     #[test]

@@ -59,7 +59,7 @@ async fn main() -> anyhow::Result<()> {
         until_taken(Instant::now() + Duration::from_secs(60), async || client.apply_task(&definition).await).await?.id;
     let accepted = load(&args, &client, &task).await?;
     eprintln!("accepted: {} runs", accepted.len());
-    let nats = connect_options(&config).await?.connect(config.url.as_str()).await?;
+    let nats = connect_options(&config).await?.connect(config.servers()).await?;
     let patience = Duration::from_secs(args.patience);
     let entries = ledger::read_events_over(nats, &client, &accepted, patience).await?;
     until_taken(Instant::now() + Duration::from_secs(60), async || {

@@ -33,7 +33,7 @@ pub(super) struct Broker {
 impl Broker {
     pub(super) async fn connect(config: &BusConfig) -> anyhow::Result<Self> {
         let options = connect_options(config).await?.connection_timeout(Duration::from_secs(2));
-        let client = options.connect(config.url.as_str()).await?;
+        let client = options.connect(config.servers()).await?;
         let jetstream = jetstream::ContextBuilder::new().timeout(Duration::from_secs(2)).build(client.clone());
         Ok(Self { client, jetstream })
     }
