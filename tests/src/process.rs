@@ -7,6 +7,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use crate::guard::{self, Kind};
@@ -137,6 +138,12 @@ impl Child {
     /// As [`Self::signal`].
     pub fn sigstop(&mut self) {
         self.signal(Signal::SIGSTOP);
+        if self.ended.is_some() {
+            return;
+        }
+        // Until it has stopped, its threads go on.
+        let stopped = waitpid(self.as_pid(), Some(WaitPidFlag::WUNTRACED));
+        assert!(matches!(stopped, Ok(WaitStatus::Stopped(..))), "SIGSTOP to {}: {stopped:?}", self.name);
     }
 
     /// Lets it go on.
