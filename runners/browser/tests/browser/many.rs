@@ -28,6 +28,7 @@ async fn twenty_sessions_at_once() {
                  "fields": [{"name": "code", "type": "code", "label": "Code"}]}},
         {"fill": {"target": {"label": "One-time code"}, "value": "{{answer.code}}"}},
         {"click": {"role": "button", "name": "Continue"}, "timeout_ms": 60_000},
+        {"wait": {"exists": {"role": "table"}}, "timeout_ms": 60_000},
         {"extract": {"bills": {"as": "list", "from": {"css": "#bills tbody tr"}, "items": {"from": {"css": "th"}}}}},
     ]);
     let began = std::time::Instant::now();

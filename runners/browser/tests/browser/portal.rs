@@ -71,6 +71,12 @@ async fn bills_come_home_from_every_layout_and_through_a_slow_portal() {
             .join("files")
             .join(format!("{}.pdf", output["bills"][0]["number"].as_str().unwrap()));
         assert!(std::fs::read(pdf).unwrap().starts_with(b"%PDF-1.4"));
+        // All of it is kept, and read where the program did not say what stands in it.
+        let kept = world.kept(run).await;
+        assert_eq!(kept.iter().map(|file| &file.name).collect::<Vec<_>>(), world.names(run).iter().collect::<Vec<_>>());
+        let csv = kept.iter().find(|file| file.name == "bills.csv").unwrap();
+        let data: Value = serde_json::from_slice(csv.data.as_deref().unwrap()).unwrap();
+        assert_eq!(data["rows"][0]["currency"], "EUR", "{data}");
     }
     world.end().await;
 }
@@ -100,6 +106,11 @@ async fn what_the_portal_refuses_is_the_runs_error() {
         "{error}"
     );
     assert_eq!(world.names(failing), ["failure.png"]);
+    let kept = world.kept(failing).await;
+    assert!(
+        kept.len() == 1 && kept[0].kind() == v1::ArtifactKind::Screenshot,
+        "a failed run keeps what it saw: {kept:?}"
+    );
     assert!(world.error(spent).await.starts_with("auth/auth_invalid: "));
     assert!(world.error(no_address).await.starts_with("auth/auth_invalid: "));
     world.end().await;

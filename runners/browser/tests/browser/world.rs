@@ -8,10 +8,11 @@ use std::time::Duration;
 use errand_client::{Client, NewRun, RunId, v1};
 use errand_core::task::Definition;
 use errand_tests::{Child, Role, Stack, StoreKind, eventually};
+use futures::TryStreamExt;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 pub(crate) struct World {
     pub(crate) stack: Stack,
@@ -33,7 +34,7 @@ impl World {
         // Said here: the runner would say it into a log.
         errand_browser::find_chromium(None).unwrap_or_else(|error| panic!("{error} (make tools-test)"));
         let mut stack = Stack::new(StoreKind::Sqlite);
-        for role in [Role::Dispatcher, Role::TimeoutWatcher, Role::Vault] {
+        for role in [Role::Dispatcher, Role::TimeoutWatcher, Role::Vault, Role::Storage] {
             stack.start(role, &["--log", "warn"]);
         }
         stack.start(Role::SessionPool, &["--log", "warn", "--heartbeat-seconds", "1", "--runner-lost-seconds", "6"]);
@@ -111,6 +112,13 @@ impl World {
             assert_eq!(std::fs::metadata(path).unwrap().len(), file["bytes"].as_u64().unwrap(), "{file}");
         }
         files
+    }
+
+    /// What the storage has of a run, oldest first.
+    pub(crate) async fn kept(&self, run: RunId) -> Vec<v1::Artifact> {
+        let mut kept: Vec<v1::Artifact> = self.client.artifacts(run, Vec::new()).try_collect().await.unwrap();
+        kept.reverse();
+        kept
     }
 
     pub(crate) fn names(&self, run: RunId) -> Vec<String> {
