@@ -201,8 +201,7 @@ impl StackConfig {
     fn notifier(&self) -> anyhow::Result<errand_notifier::Config> {
         let mut notifier: errand_notifier::Config = parsed(&self.arguments(true))?;
         if let Some(key) = &self.master_key {
-            notifier.master_key = Some(key.parse()?);
-            notifier.master_key_file = None;
+            notifier.master_key.give(key)?;
         }
         // Whoever runs all services in one process has what receives events on the same machine.
         for loopback in ["127.0.0.0/8", "::1/128"] {

@@ -1,7 +1,5 @@
 //! What can be set.
 
-use std::fmt;
-use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -19,12 +17,9 @@ pub struct Config {
     /// Where destinations and deliveries are kept: sqlite://FOLDER or postgres://USER@HOST/DATABASE.
     #[arg(long, env = "ERRAND_STORE", default_value = "sqlite://data")]
     pub store: String,
-    /// What seals the destinations' secrets: base64 of 32 bytes; several with commas, of which the first seals.
-    #[arg(long, env = "ERRAND_MASTER_KEY", hide_env_values = true)]
-    pub master_key: Option<MasterKey>,
-    /// A file that holds it. With SQLite, where neither is given: master.key in the store's folder, made if missing.
-    #[arg(long, env = "ERRAND_MASTER_KEY_FILE")]
-    pub master_key_file: Option<PathBuf>,
+    /// What seals the destinations' secrets.
+    #[command(flatten)]
+    pub master_key: errand_kit::master_key::MasterKeyArgs,
     /// Events that are told on together, before they are acknowledged.
     #[arg(long, env = "ERRAND_NOTIFIER_BATCH", default_value_t = 500, value_parser = clap::value_parser!(u16).range(1..=5_000))]
     pub batch: u16,
@@ -49,24 +44,6 @@ pub struct Config {
     /// How long deliveries are kept.
     #[arg(long, env = "ERRAND_DELIVERY_RETENTION_DAYS", default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..))]
     pub delivery_retention_days: u16,
-}
-
-/// Master keys as they are given. Shown nowhere.
-#[derive(Clone)]
-pub struct MasterKey(pub(crate) String);
-
-impl fmt::Debug for MasterKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
-    }
-}
-
-impl FromStr for MasterKey {
-    type Err = std::convert::Infallible;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Ok(Self(text.to_owned()))
-    }
 }
 
 /// A length of time: `250ms`, `5s`, `5m`, `2h`.

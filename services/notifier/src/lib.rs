@@ -26,7 +26,6 @@ pub mod events;
 pub mod fan_out;
 pub mod figures;
 pub mod hints;
-mod master_key;
 pub mod recorder;
 pub mod replay;
 mod service;

@@ -26,7 +26,7 @@ use crate::supervisor::Supervisor;
 use crate::switching::Switching;
 use crate::transport::{Intake, Notifier};
 use crate::worker::Shared;
-use crate::{master_key, recorder, sweep, transport};
+use crate::{recorder, sweep, transport};
 
 /// How often the lag is logged, where there is any.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
@@ -62,7 +62,7 @@ fn watch_consumers(tasks: &mut Tasks, bus: &Bus, shutdown: &CancellationToken) {
 /// As [`run`].
 pub async fn run_with(config: Config, channels: Arc<dyn Channels>, shutdown: CancellationToken) -> anyhow::Result<()> {
     let settings = config.settings()?;
-    let vault = Vault::new(master_key::keyring(&config)?);
+    let vault = Vault::new(config.master_key.load(&config.store)?);
     let bus = config.kit.connect("notifier").await?;
     bus.ensure_streams().await?;
     let store = Store::open(&config.store).await?;
