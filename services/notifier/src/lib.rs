@@ -36,5 +36,5 @@ pub mod switching;
 mod transport;
 pub mod worker;
 
-pub use config::{Config, MasterKey, Span};
+pub use config::{Config, Span};
 pub use service::{run, run_with};
