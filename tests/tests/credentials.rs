@@ -382,11 +382,12 @@ async fn play(world: &World, portal: &Portal) -> anyhow::Result<Vec<RunId>> {
 async fn with_a_browser(world: &World, portal: &Portal, credential: CredentialId) -> anyhow::Result<RunId> {
     let text = std::fs::read_to_string(repository().join("examples/portal/bills-browser.task.json"))?;
     let bills = world.client.apply_task(&serde_json::from_str(&text)?).await?.id;
-    let run = world.run(&bills, json!({"portal_url": portal.url}), credential).await?;
+    // More than the ten files that a page may give Chromium's users before they are asked.
+    let run = world.run(&bills, json!({"portal_url": portal.url, "limit": 12}), credential).await?;
     let ended = world.ended(run).await?;
     ensure!(ended.status() == v1::RunStatus::Completed, "{:?}", ended.errors);
     let kept: Vec<v1::Artifact> = world.client.artifacts(run, Vec::new()).try_collect().await?;
-    ensure!(kept.iter().any(|file| file.mime_type == "application/pdf"), "{kept:?}");
+    ensure!(kept.iter().filter(|file| file.mime_type == "application/pdf").count() == 12, "{kept:?}");
     Ok(run)
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -10,6 +11,7 @@ use errand_core::artifact::ArtifactKind;
 use serde_json::{Value, json};
 use tokio::fs;
 use tokio::io::AsyncWriteExt;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::failure::{self, Failure};
@@ -21,6 +23,10 @@ use crate::program::{Download, DownloadFrom, Screenshot, Target, Template, place
 
 /// What is read of a file at a time.
 const CHUNK: u64 = 1024 * 1024;
+/// Files that a page's links may have saved in a row (`LocalFrame::ShouldThrottleDownload` in Blink), and within which
+/// time: a little more than Blink's second.
+const BURST: usize = 10;
+const BURST_TIME: Duration = Duration::from_millis(1_200);
 /// One picture, decoded.
 const MAX_PICTURE_BYTES: usize = 32 * 1024 * 1024;
 
@@ -58,9 +64,20 @@ impl Machine<'_> {
     /// Clicks, and waits for the file that comes of it.
     async fn file_of_click(&mut self, target: &Target) -> Result<(PathBuf, String), Broken> {
         let query = self.query(target)?;
+        self.pace().await;
         let before = self.before();
         self.click_on(&query).await?;
         self.new_file(before).await
+    }
+
+    /// Chromium drops what a page's links have it save beyond [`BURST`] within a second, without a word.
+    async fn pace(&mut self) {
+        if self.links_saved.len() == BURST
+            && let Some(first) = self.links_saved.pop_front()
+        {
+            tokio::time::sleep_until(first + BURST_TIME).await;
+        }
+        self.links_saved.push_back(Instant::now());
     }
 
     fn before(&self) -> Before {
@@ -117,6 +134,7 @@ impl Machine<'_> {
         let mut answer = match page.call("Network.loadNetworkResource", params).await {
             // A page that lets its scripts ask for nothing still has links.
             Err(CdpError::Refused(words)) if words.contains("CSP") => {
+                self.pace().await;
                 let before = self.before();
                 page.save(url.as_str()).await?;
                 return self.new_file(before).await;

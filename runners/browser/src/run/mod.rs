@@ -7,6 +7,7 @@ mod find;
 mod read;
 
 use std::borrow::Cow;
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -95,6 +96,8 @@ pub(crate) struct Machine<'a> {
     done: usize,
     kept: usize,
     percent: Option<u8>,
+    /// When the newest files were asked for through links.
+    links_saved: VecDeque<Instant>,
     /// When the step under way has had its time.
     deadline: Instant,
     allowed: Duration,
@@ -143,6 +146,7 @@ impl<'a> Machine<'a> {
             done: 0,
             kept: 0,
             percent: None,
+            links_saved: VecDeque::new(),
             deadline: Instant::now(),
             allowed: Duration::ZERO,
         })
