@@ -191,6 +191,9 @@ impl Permissions {
         // Among gateways.
         self.publish([subjects.gateway("*")]);
         self.subscribe([subjects.gateway("*")]);
+        // Those who watch sessions.
+        self.publish([subjects.live_of(None, "watch")]);
+        self.subscribe([subjects.live_of(None, "frame")]);
     }
 
     /// Asks every service, for every tenant.
@@ -211,8 +214,12 @@ impl Permissions {
         self.publish(methods.map(|method| subjects.pool(method)));
         self.publish([subjects.run("report"), subjects.activity_all(), subjects.dead_letter("request")]);
         self.publish(["open_credential", "report_auth"].map(|method| subjects.api("vault", method)));
+        self.subscribe([subjects.live_of(id, "watch")]);
+        self.publish([subjects.live_of(id, "frame")]);
         // Whom it answers.
-        self.publish(["dispatcher", "session-pool", "vault", "operator"].map(|name| format!("_INBOX.{name}.>")));
+        self.publish(
+            ["dispatcher", "session-pool", "vault", "gateway", "operator"].map(|name| format!("_INBOX.{name}.>")),
+        );
     }
 
     fn add_tenant(&mut self, tenant: &Tenant, subjects: &Subjects) {
