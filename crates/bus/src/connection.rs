@@ -175,6 +175,8 @@ pub struct StreamAck {
 pub struct Incoming {
     /// Where it was published.
     pub subject: String,
+    /// Where an answer goes, if it asks for one.
+    pub reply: Option<String>,
     /// What.
     pub payload: Bytes,
     /// What it carries besides.
@@ -508,6 +510,7 @@ impl Bus {
             .map_err(|error| BusError::Listen { subject, what: error.to_string() })?;
         Ok(subscriber.map(|message| Incoming {
             subject: message.subject.to_string(),
+            reply: message.reply.map(|reply| reply.to_string()),
             payload: message.payload,
             headers: message.headers,
         }))

@@ -203,6 +203,9 @@ impl Permissions {
         // Among gateways.
         self.publish([subjects.gateway("*")]);
         self.subscribe([subjects.gateway("*")]);
+        // Those who watch sessions.
+        self.publish([subjects.live_of(None, "watch")]);
+        self.subscribe([subjects.live_of(None, "frame")]);
     }
 
     /// Asks every service, for every tenant.
@@ -225,8 +228,12 @@ impl Permissions {
         self.publish(["open_credential", "report_auth"].map(|method| subjects.api("vault", method)));
         self.publish([subjects.storage("begin")]);
         self.publish(["put", "finish"].map(|method| subjects.storage_instance("*", method)));
+        self.subscribe([subjects.live_of(id, "watch")]);
+        self.publish([subjects.live_of(id, "frame")]);
         // Whom it answers.
-        self.publish(["dispatcher", "session-pool", "vault", "operator"].map(|name| format!("_INBOX.{name}.>")));
+        self.publish(
+            ["dispatcher", "session-pool", "vault", "gateway", "operator"].map(|name| format!("_INBOX.{name}.>")),
+        );
     }
 
     fn add_tenant(&mut self, tenant: &Tenant, subjects: &Subjects) {

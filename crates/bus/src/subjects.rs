@@ -1,7 +1,7 @@
 use std::fmt::Display;
 use std::sync::Arc;
 
-use errand_core::{RunId, RunnerId, Tenant};
+use errand_core::{RunId, RunnerId, SessionId, Tenant};
 
 /// Every subject of DESIGN section 4. They start with the prefix, which is configuration, so that tests and
 /// installations can share a broker.
@@ -124,6 +124,21 @@ impl Subjects {
     #[must_use]
     pub fn activity_all(&self) -> String {
         self.under("activity.*")
+    }
+
+    /// What goes between gateways and a session's runner while somebody watches it: watch, frame.
+    #[must_use]
+    pub fn live(&self, runner: RunnerId, session: SessionId, what: &str) -> String {
+        self.under(format_args!("live.{runner}.{session}.{what}"))
+    }
+
+    /// The same of all sessions of a runner, or of all runners.
+    #[must_use]
+    pub fn live_of(&self, runner: Option<RunnerId>, what: &str) -> String {
+        match runner {
+            Some(runner) => self.under(format_args!("live.{runner}.*.{what}")),
+            None => self.under(format_args!("live.*.*.{what}")),
+        }
     }
 
     /// What gateways tell each other: keys.

@@ -174,7 +174,8 @@ impl<H: Host> Engine<H> {
         let id = wanted.id;
         let engine: Weak<dyn Lose> = Arc::downgrade(&(Arc::clone(&self) as Arc<dyn Lose>));
         let Wanted { tenant, source_id, credential_id, .. } = wanted;
-        let start = SessionStart { id, tenant, source_id, credential_id, handle: SessionHandle { id, engine } };
+        let handle = SessionHandle { id, engine };
+        let start = SessionStart { id, runner_id: self.id, tenant, source_id, credential_id, handle };
         let Some(mut phase) = self.table().sessions.get(&id).map(|session| session.phase.subscribe()) else { return };
         let starting = AssertUnwindSafe(self.host.start_session(start)).catch_unwind();
         let made = tokio::select! {

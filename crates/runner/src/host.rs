@@ -7,7 +7,7 @@ use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use errand_core::run::{Lease, LeaseToken};
-use errand_core::{CredentialId, Error, RunId, SessionId, SourceId, TaskId, Tenant};
+use errand_core::{CredentialId, Error, RunId, RunnerId, SessionId, SourceId, TaskId, Tenant};
 
 use crate::control::Control;
 
@@ -47,6 +47,8 @@ pub enum Ending {
 pub struct SessionStart {
     /// Its id.
     pub id: SessionId,
+    /// The runner that it is on: this one.
+    pub runner_id: RunnerId,
     /// Whom it will serve; none: a warm session that serves nobody yet.
     pub tenant: Option<Tenant>,
     /// What it will work on.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use errand_process::{SESSION_VARIABLE, Supervised};
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 
 use crate::cdp::{Cdp, CdpError, Event};
@@ -28,6 +28,8 @@ const CRASH: Duration = Duration::from_secs(2);
 const MAX_DOWNLOADS: usize = 1000;
 /// The end of what a browser said before it died, for the log.
 const LAST_WORDS: usize = 2048;
+/// Pictures of the live view that wait: Chromium has fewer under way.
+const MAX_PICTURES: usize = 8;
 /// How long nothing must be asked for a page's network to be idle.
 pub(crate) const IDLE: Duration = Duration::from_millis(500);
 
@@ -119,6 +121,17 @@ pub(crate) struct DownloadState {
     pub(crate) ended: Option<bool>,
 }
 
+/// A picture of a page, for the live view.
+#[derive(Debug)]
+pub(crate) struct Picture {
+    /// The page's session.
+    pub(crate) page: String,
+    /// What Chromium calls it.
+    pub(crate) number: i64,
+    /// In base64.
+    pub(crate) jpeg: String,
+}
+
 /// What is known of the browser.
 #[derive(Debug, Default)]
 pub(crate) struct Known {
@@ -154,6 +167,7 @@ struct Shared {
     /// Counts changes, so that waiting misses none.
     changes: watch::Sender<u64>,
     settings: Mutex<PageSettings>,
+    pictures: mpsc::Sender<Picture>,
 }
 
 impl Shared {
@@ -171,6 +185,7 @@ pub(crate) struct Browser {
     pub(crate) egress: Egress,
     pub(crate) downloads: PathBuf,
     profile: PathBuf,
+    pictures: Mutex<Option<mpsc::Receiver<Picture>>>,
 }
 
 impl Drop for Browser {
@@ -201,16 +216,22 @@ impl Browser {
         if let Some(stderr) = process.child.stderr.take() {
             tokio::spawn(keep_words(stderr, Arc::clone(&words)));
         }
-        let shared = Shared { known: Mutex::default(), changes: watch::channel(0).0, settings: Mutex::new(settings) };
-        let shared = Arc::new(shared);
-        let (events, hears) = tokio::sync::mpsc::unbounded_channel();
+        let (sender, pictures) = mpsc::channel(MAX_PICTURES);
+        let shared = Arc::new(Shared {
+            known: Mutex::default(),
+            changes: watch::channel(0).0,
+            settings: Mutex::new(settings),
+            pictures: sender,
+        });
+        let (events, hears) = mpsc::unbounded_channel();
         let cdp = Cdp::connect(input, output, {
             let shared = Arc::clone(&shared);
             move |event| note(&shared, event, &events)
         });
         tokio::spawn(act(cdp.clone(), Arc::clone(&shared), hears));
         let process = tokio::sync::Mutex::new(Some(process));
-        let browser = Self { cdp, shared, process, egress, downloads, profile };
+        let pictures = Mutex::new(Some(pictures));
+        let browser = Self { cdp, shared, process, egress, downloads, profile, pictures };
         match timeout(START, browser.set_up()).await {
             Ok(Ok(())) => Ok(browser),
             failed => {
@@ -241,6 +262,11 @@ impl Browser {
     pub(crate) async fn own_downloads(&self) -> Result<(), CdpError> {
         let behavior = json!({"behavior": "allowAndName", "downloadPath": self.downloads, "eventsEnabled": true});
         self.cdp.call("", "Browser.setDownloadBehavior", behavior).await.map(|_| ())
+    }
+
+    /// The pictures that its pages send while they are told to; there is one who gets them.
+    pub(crate) fn pictures(&self) -> Option<mpsc::Receiver<Picture>> {
+        self.pictures.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// The state as it is.
@@ -392,7 +418,10 @@ enum Todo {
 }
 
 /// Notes what an event tells. What is to be done about it is sent on, since this must not wait.
-fn note(shared: &Shared, event: Event, todo: &tokio::sync::mpsc::UnboundedSender<Todo>) {
+fn note(shared: &Shared, event: Event, todo: &mpsc::UnboundedSender<Todo>) {
+    if event.method == "Page.screencastFrame" {
+        return note_picture(shared, event);
+    }
     let mut known = shared.known();
     let wanted = match event.method.as_str() {
         "Target.attachedToTarget" => attached(&mut known, &event.params),
@@ -425,6 +454,14 @@ fn note(shared: &Shared, event: Event, todo: &tokio::sync::mpsc::UnboundedSender
         let _ = todo.send(wanted);
     }
     shared.changes.send_modify(|count| *count += 1);
+}
+
+fn note_picture(shared: &Shared, mut event: Event) {
+    let number = event.params["sessionId"].as_i64();
+    if let (Some(number), Value::String(jpeg)) = (number, event.params["data"].take()) {
+        // Of those that nobody takes, none is missed.
+        let _ = shared.pictures.try_send(Picture { page: event.session, number, jpeg });
+    }
 }
 
 fn text<'a>(params: &'a Value, name: &str) -> &'a str {
@@ -532,7 +569,7 @@ fn note_network(page: &mut PageState, method: &str, params: &Value) {
 }
 
 /// Does what events ask for.
-async fn act(cdp: Cdp, shared: Arc<Shared>, mut todo: tokio::sync::mpsc::UnboundedReceiver<Todo>) {
+async fn act(cdp: Cdp, shared: Arc<Shared>, mut todo: mpsc::UnboundedReceiver<Todo>) {
     while let Some(next) = todo.recv().await {
         let (cdp, shared) = (cdp.clone(), Arc::clone(&shared));
         // Beside each other: a page that hangs does not hold up another one's beginning.

@@ -64,6 +64,9 @@ pub struct Config {
     /// Where such programs are started.
     #[arg(long, env = "ERRAND_BROWSER_DIRECTORY", default_value = ".")]
     pub directory: PathBuf,
+    /// Lets people watch sessions: what their pages show, the gateway shows to keys of the session's tenant.
+    #[arg(long, env = "ERRAND_BROWSER_LIVE")]
+    pub live: bool,
     /// Prints the JSON Schema of programs and ends.
     #[arg(long)]
     pub schema: bool,

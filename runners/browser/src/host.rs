@@ -6,17 +6,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use errand_bus::Bus;
 use errand_core::{Error, ErrorCode, SessionId};
 use errand_process::{Extra, Programs, Settings, Work};
 use errand_runner::{Assigned, Control, Ending, Host, SessionHandle, SessionStart};
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::browser::Browser;
 use crate::captures::Files;
 use crate::chromium::Launch;
 use crate::egress::{Egress, Upstream};
+use crate::live::{self, Place};
 use crate::net::Rules;
 use crate::page::Page;
 use crate::program::{PageSettings, Program, Steps};
@@ -35,6 +38,8 @@ pub(crate) struct Common {
     pub(crate) directory: PathBuf,
     pub(crate) rules: Rules,
     pub(crate) proxy: Option<Upstream>,
+    /// Over which it shows its sessions, if it does.
+    pub(crate) shows: Option<Bus>,
 }
 
 impl Common {
@@ -60,7 +65,9 @@ pub(crate) struct Browsers {
 
 /// A session that is here.
 struct Live {
-    browser: Browser,
+    browser: Arc<Browser>,
+    /// Shows it to those who watch.
+    _show: Option<AbortOnDropHandle<()>>,
     programs: errand_process::Session,
     /// A run executes, and tells by itself that the browser has died.
     busy: AtomicBool,
@@ -112,7 +119,8 @@ impl Browsers {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
     }
 
-    async fn start(&self, id: SessionId) -> Result<Live, String> {
+    async fn start(&self, place: Place) -> Result<Live, String> {
+        let id = place.session;
         let work = Arc::clone(&self.work);
         let made = tokio::task::spawn_blocking(move || work.make_session(id).map(|()| work.session(id))).await;
         let folder = match made {
@@ -126,8 +134,10 @@ impl Browsers {
         let egress = egress.map_err(|error| format!("its way out cannot be opened: {}", error.kind()))?;
         let settings = common.settings();
         let browser = Browser::start(&common.launch, &common.supervisor, &folder, egress, settings).await?;
+        let browser = Arc::new(browser);
+        let _show = common.shows.clone().map(|bus| AbortOnDropHandle::new(tokio::spawn(show(bus, place, &browser))));
         let programs = errand_process::Session::default();
-        Ok(Live { browser, programs, busy: AtomicBool::new(false), ending: AtomicBool::new(false) })
+        Ok(Live { browser, _show, programs, busy: AtomicBool::new(false), ending: AtomicBool::new(false) })
     }
 
     /// Runs a declarative program.
@@ -237,6 +247,17 @@ async fn stopped(live: &Live) -> Ending {
     }
 }
 
+/// Shows a session for as long as its browser lives.
+fn show(bus: Bus, place: Place, browser: &Arc<Browser>) -> impl Future<Output = ()> + Send + use<> {
+    let browser = Arc::clone(browser);
+    async move {
+        tokio::select! {
+            () = live::show(&bus, place, &browser) => {}
+            () = browser.cdp.closed().cancelled() => {}
+        }
+    }
+}
+
 /// Tells that a browser has died while nothing executed.
 fn watch(live: &Arc<Live>, handle: SessionHandle) {
     let closed = live.browser.cdp.closed().clone();
@@ -255,7 +276,7 @@ fn watch(live: &Arc<Live>, handle: SessionHandle) {
 impl Host for Browsers {
     async fn start_session(&self, session: SessionStart) -> Result<(), Error> {
         let live = self
-            .start(session.id)
+            .start(Place { runner: session.runner_id, session: session.id })
             .await
             .map_err(|why| ErrorCode::PROVISION_FAILED.with(format!("the browser did not start: {why}")))?;
         let live = Arc::new(live);

@@ -11,6 +11,7 @@ mod chromium;
 mod config;
 mod egress;
 mod host;
+mod live;
 mod net;
 mod page;
 mod program;
@@ -69,7 +70,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let runner =
         RunnerConfig { capacity, warm: config.warm, tenants: config.tenants, ..RunnerConfig::new(config.agent) };
     let rules = net::Rules { allowed: config.allow_network };
-    let common = host::Common { launch, supervisor, directory, rules, proxy: config.proxy };
+    let shows = config.live.then(|| bus.clone());
+    let common = host::Common { launch, supervisor, directory, rules, proxy: config.proxy, shows };
     let host = host::Browsers::new(common, work);
     let runner = errand_runner::run(bus.clone(), host, runner, shutdown.clone());
     match config.kit.health_listen {

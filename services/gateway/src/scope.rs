@@ -169,6 +169,7 @@ mod tests {
             (Method::POST, "/v2/task-runs/{run_id}/cancel", Scope::RunsWrite),
             (Method::GET, "/v2/storage/{storage_id}/content", Scope::RunsRead),
             (Method::DELETE, "/v2/storage/{storage_id}", Scope::Admin),
+            (Method::GET, "/v2/sessions/{session_id}/live", Scope::SessionsRead),
             (Method::GET, "/v2/agents", Scope::SessionsRead),
             (Method::GET, "/v2/runners", Scope::Admin),
             (Method::POST, "/v2/runners/{runner_id}/drain", Scope::Admin),

@@ -6,6 +6,7 @@
 mod agents;
 mod credentials;
 mod life;
+mod live;
 mod many;
 mod network;
 mod portal;

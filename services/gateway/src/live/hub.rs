@@ -92,7 +92,8 @@ type Queues = HashMap<u64, mpsc::Sender<Arc<Heard>>>;
 #[derive(Debug, Default)]
 struct Inner {
     next: u64,
-    listeners: usize,
+    /// Open streams, listeners among them.
+    seats: usize,
     of_tenant: HashMap<Tenant, usize>,
     topics: HashMap<Topic, Queues>,
 }
@@ -116,6 +117,20 @@ pub struct Listener {
     topic: Topic,
     id: u64,
     queue: mpsc::Receiver<Arc<Heard>>,
+    _seat: Seat,
+}
+
+/// One of the streams that may be open; given up when it is dropped.
+#[derive(Debug)]
+pub struct Seat {
+    hub: Arc<Hub>,
+    tenant: Tenant,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.hub.stand_up(&self.tenant);
+    }
 }
 
 impl Listener {
@@ -157,22 +172,46 @@ impl Hub {
         Ok(listener)
     }
 
-    fn join(self: &Arc<Self>, topic: Topic) -> Result<Listener, Error> {
+    /// Takes one of the places that there are for open streams.
+    ///
+    /// # Errors
+    /// `api`/`unavailable` where all are taken.
+    pub fn seat(self: &Arc<Self>, tenant: &Tenant) -> Result<Seat, Error> {
         let mut inner = self.inner();
-        let of_tenant = inner.of_tenant.get(topic.tenant()).copied().unwrap_or(0);
-        if inner.listeners >= self.limits.streams || of_tenant >= self.limits.of_tenant {
+        let of_tenant = inner.of_tenant.get(tenant).copied().unwrap_or(0);
+        if inner.seats >= self.limits.streams || of_tenant >= self.limits.of_tenant {
             return Err(ErrorCode::API_UNAVAILABLE.with("too many live streams are open; close some, or try later"));
         }
+        inner.seats += 1;
+        *inner.of_tenant.entry(tenant.clone()).or_default() += 1;
+        drop(inner);
+        self.metrics.streams.inc();
+        Ok(Seat { hub: Arc::clone(self), tenant: tenant.clone() })
+    }
+
+    fn stand_up(&self, tenant: &Tenant) {
+        let mut inner = self.inner();
+        if let Some(count) = inner.of_tenant.get_mut(tenant) {
+            *count -= 1;
+            if *count == 0 {
+                inner.of_tenant.remove(tenant);
+            }
+        }
+        inner.seats -= 1;
+        drop(inner);
+        self.metrics.streams.dec();
+    }
+
+    fn join(self: &Arc<Self>, topic: Topic) -> Result<Listener, Error> {
+        let seat = self.seat(topic.tenant())?;
+        let mut inner = self.inner();
         let (sender, queue) = mpsc::channel(QUEUE);
         let id = inner.next;
         inner.next += 1;
-        inner.listeners += 1;
-        *inner.of_tenant.entry(topic.tenant().clone()).or_default() += 1;
         inner.topics.entry(topic.clone()).or_default().insert(id, sender);
         drop(inner);
-        self.metrics.streams.inc();
         self.wake.notify_one();
-        Ok(Listener { hub: Arc::clone(self), topic, id, queue })
+        Ok(Listener { hub: Arc::clone(self), topic, id, queue, _seat: seat })
     }
 
     fn leave(&self, topic: &Topic, id: u64) {
@@ -183,15 +222,6 @@ impl Hub {
                 inner.topics.remove(topic);
             }
         }
-        if let Some(count) = inner.of_tenant.get_mut(topic.tenant()) {
-            *count -= 1;
-            if *count == 0 {
-                inner.of_tenant.remove(topic.tenant());
-            }
-        }
-        inner.listeners -= 1;
-        drop(inner);
-        self.metrics.streams.dec();
     }
 
     /// Follows while somebody listens, until shutdown.
@@ -247,7 +277,7 @@ impl Hub {
     /// Whether nobody has listened at two looks in a row. Said under the lock, so that whoever joins knows.
     fn may_end(&self, lonely: &mut bool) -> bool {
         let inner = self.inner();
-        if inner.listeners > 0 {
+        if !inner.topics.is_empty() {
             *lonely = false;
             return false;
         }

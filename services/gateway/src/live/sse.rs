@@ -44,7 +44,7 @@ pub fn last_event_id(headers: &HeaderMap) -> std::result::Result<Option<EventId>
 }
 
 /// Where the frames of a stream come from.
-trait Source: Send + 'static {
+pub(super) trait Source: Send + 'static {
     /// The next frames; none: it is over.
     fn next(&mut self) -> impl Future<Output = Option<Bytes>> + Send;
 }
@@ -300,7 +300,7 @@ struct Open<S> {
 }
 
 /// A response that goes on for as long as its source.
-fn stream<S: Source>(gateway: &Arc<Gateway>, access: Access, source: S) -> Response {
+pub(super) fn stream<S: Source>(gateway: &Arc<Gateway>, access: Access, source: S) -> Response {
     let open =
         Open { source, gateway: Arc::clone(gateway), hash: access.hash, began: false, silent_since: Instant::now() };
     let frames = futures::stream::unfold(Some(open), |open| async {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::extract::State;
+use axum::response::Response;
 use errand_core::session::SessionStatus;
 use errand_core::{Error, ErrorCode, SessionId};
 use errand_proto::{json, v1};
@@ -14,12 +15,17 @@ use crate::answer::{Answer, Result};
 use crate::auth::Access;
 use crate::backend::present;
 use crate::body::Body;
+use crate::live;
 use crate::query::Query;
 use crate::schema::{answers, requests};
 use crate::service::Gateway;
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Gateway>> {
-    OpenApiRouter::new().routes(routes!(list_sessions)).routes(routes!(get_session)).routes(routes!(end_session))
+    OpenApiRouter::new()
+        .routes(routes!(list_sessions))
+        .routes(routes!(get_session))
+        .routes(routes!(watch_session))
+        .routes(routes!(end_session))
 }
 
 fn session_id(id: &PathId) -> std::result::Result<SessionId, Error> {
@@ -63,6 +69,25 @@ async fn get_session(State(gateway): State<Arc<Gateway>>, access: Access, id: Pa
     let request = v1::GetSessionRequest { tenant: access.tenant.to_string(), session_id: session_id(&id)?.to_string() };
     let answer: v1::SessionResponse = gateway.backend.pool("get_session", &request).await?;
     Ok(Answer::ok(json::session(&present(answer.session, "session")?)))
+}
+
+/// Watches a session: server-sent events `frame` with `{"taken_at","jpeg"}`, a picture of its page in base64, the latest
+/// at once and others as the page changes, a few a second at most. 409 `session_not_available` where its runner shows
+/// none, or it has ended.
+#[utoipa::path(
+    get, path = "/v2/sessions/{session_id}/live", tag = "Sessions",
+    params(("session_id" = String, Path, description = "The session")),
+    responses((status = 200, description = "Pictures as they are taken", body = String,
+        content_type = "text/event-stream")),
+)]
+async fn watch_session(
+    State(gateway): State<Arc<Gateway>>,
+    access: Access,
+    id: PathId,
+    query: Query,
+) -> Result<Response> {
+    query.finish()?;
+    live::session_frames(&gateway, access, session_id(&id)?).await
 }
 
 /// Ends a session; the run in it is canceled.

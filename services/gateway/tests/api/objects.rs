@@ -109,6 +109,10 @@ async fn what_is_connected_shows(world: &'static World) {
         (&sessions["data"][0]["id"], &sessions["data"][0]["task_run_id"]),
         (&running["session_id"], &json!(stuck))
     );
+    let session = running["session_id"].as_str().unwrap();
+    api.get(&format!("/v2/sessions/{session}/live")).await.refuses(409, "session_not_available");
+    let nobody = "/v2/sessions/sess_01h455vb4pex5vsknk084sn02q/live";
+    api.get(nobody).await.refuses(404, "session_not_found");
     let runners = api.get("/v2/runners").await.expect(200);
     let runner = &runners["data"][0];
     assert_eq!((&runner["object"], &runner["agent_id"]), (&json!("runner"), &json!("agt_scripted")));
