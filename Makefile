@@ -7,7 +7,7 @@ NATS_SERVER ?= $(CURDIR)/.tools/bin/nats-server
 export NATS_SERVER
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench sim mutations chaos tools tools-test compose-secrets compose-test audit sbom
+.PHONY: help run test check bench sim mutations chaos fuzz hostile recovery tools tools-test compose-secrets compose-test audit sbom
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,19 @@ chaos: tools-test ## everything fails at random under load, then the ledger: SEE
 	SEED=$(SEED) MINUTES=$(MINUTES) RATE=$(RATE) ERRAND_PG_BIN="$$(sh tools/postgres.sh find)" \
 	  cargo test --locked --release --workspace --test storm -- --ignored --nocapture --test-threads 1 \
 	  a_long_storm_on_$(ON)
+
+fuzz: ## noise and broken messages for every decoder, SECONDS=n each (60)
+	ERRAND_FUZZ_SECONDS="$(or $(SECONDS),60)" cargo test --locked --workspace --lib --test decoders --test parsers \
+	  _panic -- --nocapture
+
+hostile: tools ## floods of large messages, runs, tasks and reports, and what memory each service holds (ARGS=--release)
+	cargo build --locked $(ARGS) --workspace --bins
+	cargo test --locked $(ARGS) --workspace --test hostile -- --ignored --nocapture --test-threads 1
+
+recovery: tools-test ## how long it takes from a kill until work goes on, the table of docs/reliability.md (ARGS=--release)
+	cargo build --locked $(ARGS) --workspace --bins
+	ERRAND_PG_BIN="$$(sh tools/postgres.sh find)" cargo test --locked $(ARGS) --workspace --test recovery -- \
+	  --ignored --nocapture --test-threads 1
 
 mutations: ## whether the simulator and the property tests find deliberate faults: writes docs/mutations.md
 	cargo build --locked --release -p errand-sim --features mutations

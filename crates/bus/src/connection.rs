@@ -19,9 +19,12 @@ use tokio::sync::{Notify, watch};
 
 use crate::delivery::milliseconds;
 use crate::identity::Identity;
-use crate::streams::{StreamKind, is_for_good};
+use crate::streams::{MAX_MESSAGE, StreamKind, is_for_good};
 use crate::subjects::Subjects;
 use crate::{MINIMUM_BROKER, once, service, trace};
+
+/// Room in a dead letter for what is said about it: a reason of 1,000 characters, and a subject.
+const DEAD_LETTER_HEADERS: usize = 16 * 1024;
 
 /// How to reach the broker.
 #[derive(Debug, Clone)]
@@ -470,7 +473,8 @@ impl Bus {
         })
     }
 
-    /// Keeps what could not be handled for the operator, with the reason.
+    /// Keeps what could not be handled for the operator, with the reason. Of a message that would fill a whole one, the
+    /// end is left out; the header `Errand-Size` says how large it was.
     ///
     /// # Errors
     /// [`BusError::Publish`].
@@ -489,8 +493,15 @@ impl Bus {
         headers.insert("Errand-Reason", reason.as_str());
         headers.insert("Errand-Subject", original_subject);
         headers.insert("Errand-Time", now.to_string().as_str());
+        let room = self.max_message_bytes().min(MAX_MESSAGE as usize).saturating_sub(DEAD_LETTER_HEADERS);
+        let kept = if payload.len() <= room {
+            payload
+        } else {
+            headers.insert("Errand-Size", payload.len().to_string().as_str());
+            payload.slice(..room)
+        };
         let failed = |what: String| BusError::Publish { subject: subject.clone(), what };
-        let ack = self.jetstream.publish_with_headers(subject.clone(), headers, payload).await;
+        let ack = self.jetstream.publish_with_headers(subject.clone(), headers, kept).await;
         ack.map_err(|error| failed(error.to_string()))?.await.map_err(|error| failed(error.to_string()))?;
         Ok(())
     }

@@ -240,7 +240,7 @@ impl Serving {
         permit
     }
 
-    fn serve(&self, request: Request, permit: Option<OwnedSemaphorePermit>) {
+    fn serve(&self, mut request: Request, permit: Option<OwnedSemaphorePermit>) {
         let (bus, endpoint) = (self.bus.clone(), Arc::clone(&self.endpoint));
         let Some(permit) = permit else {
             let error = ErrorCode::API_UNAVAILABLE.with("the service has too much to do; try again later");
@@ -254,7 +254,9 @@ impl Serving {
             let asked = trace::from_headers(request.headers.as_ref());
             let name = bus.subjects().endpoint(&request.subject);
             let mut span = trace::Span::child(asked, trace::Kind::Handle, name);
-            let payload = request.payload.clone();
+            // Not kept until the answer is out: of large requests there may be many.
+            let payload = std::mem::take(&mut request.payload);
+            let size = payload.len();
             let handling = trace::scope(span.traceparent(), async move { handler(payload).await });
             // A handler that panics must not leave its asker waiting.
             let error = match AssertUnwindSafe(handling).catch_unwind().await {
@@ -265,7 +267,7 @@ impl Serving {
                     reply(&bus, &request, None, payload).await;
                     None
                 }
-                Ok(Err(failure)) => Some(tell(&bus, &endpoint, &request, failure).await),
+                Ok(Err(failure)) => Some(tell(&bus, &endpoint, &request.subject, size, failure).await),
                 Err(_panic) => Some(ErrorCode::API_ERROR.with("the service failed at this request")),
             };
             if let Some(error) = &error {
@@ -280,15 +282,15 @@ impl Serving {
 }
 
 /// The error that the asker gets.
-async fn tell(bus: &Bus, endpoint: &Endpoint, request: &Request, failure: Failure) -> Error {
+async fn tell(bus: &Bus, endpoint: &Endpoint, subject: &str, size: usize, failure: Failure) -> Error {
     let error = match failure {
         Failure::Refused(error) => return error,
         Failure::Undecodable(error) => error,
     };
     let reason = format!("{}: the request cannot be read: {error}", endpoint.name());
     // Without the bytes: its asker has them, and they may hold what must not be kept, a password or an MFA code.
-    let kept = format!("{} bytes", request.payload.len());
-    if let Err(error) = bus.dead_letter("request", &reason, &request.subject, kept.into()).await {
+    let kept = format!("{size} bytes");
+    if let Err(error) = bus.dead_letter("request", &reason, subject, kept.into()).await {
         tracing::error!(%error, reason, "a dead letter could not be kept");
     }
     ErrorCode::BODY_INVALID.with(reason)

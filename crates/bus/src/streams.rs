@@ -12,7 +12,7 @@ use crate::delivery::milliseconds;
 const MONTH: Duration = Duration::from_secs(30 * 24 * 3600);
 /// How long a message id is remembered.
 const DEDUPE: Duration = Duration::from_secs(120);
-const MAX_MESSAGE: i32 = 1024 * 1024;
+pub(crate) const MAX_MESSAGE: i32 = 1024 * 1024;
 /// What is refused, or leaves at the old end, beyond so many. The broker sets bytes aside at once, so on a small disk, or
 /// one that many prefixes share, a stream gets fewer of them; messages it counts as they come.
 const SUBMIT_LIMIT: (i64, i64) = ((4 << 30) - CRUMB, 5_000_000);

@@ -396,6 +396,9 @@ pub(crate) fn broken(number: u64, what: &str) -> Error {
 }
 
 #[cfg(test)]
+mod fuzz;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -9,6 +9,7 @@ use errand_core::Error;
 use errand_core::task::Definition;
 use errand_gateway::body::parse;
 use errand_gateway::query::{Query, time_ms};
+use errand_gateway::range::{Part, part};
 use errand_gateway::schema::requests::{
     AnswerInteraction, CreateDestination, CreateTask, Empty, Replay, ReviewRun, RunTask, UpdateDestination, UpdateTask,
 };
@@ -144,6 +145,19 @@ fn ask(text: &str) {
     fair(query.finish());
 }
 
+/// Which bytes of a file: never others than it has.
+fn cut(size: u64, range: &str) {
+    for range in [range.to_owned(), format!("bytes={range}")] {
+        match part(size, "\"tag\"", Some(&range), Some(&range), Some(&range)) {
+            Part::Bytes(range) => assert!(range.start < range.end && range.end <= size, "{range:?} of {size}"),
+            Part::Whole | Part::Unsatisfiable | Part::NotModified => {}
+        }
+        if let Part::Bytes(range) = part(size, "\"tag\"", Some(&range), None, None) {
+            assert!(range.start < range.end && range.end <= size, "{range:?} of {size}");
+        }
+    }
+}
+
 #[test]
 fn no_body_and_no_query_makes_a_parser_panic() {
     let seconds: u64 = std::env::var("ERRAND_FUZZ_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(2);
@@ -155,9 +169,12 @@ fn no_body_and_no_query_makes_a_parser_panic() {
     let mut cases = 0;
     while Instant::now() < until {
         let mut runner = TestRunner::new(Config { cases: 500, failure_persistence: None, ..Config::default() });
-        let ran = runner.run(&(body(), &query), |(body, query)| {
+        let range = "([0-9]{0,21}|.{0,3})-([0-9]{0,21}|.{0,3})";
+        let ran = runner.run(&(body(), &query, any::<u64>(), range), |(body, query, size, range)| {
             read(&body);
             ask(&query);
+            cut(size, &range);
+            cut(size % 100, &range);
             Ok(())
         });
         ran.unwrap();

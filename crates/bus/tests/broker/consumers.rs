@@ -145,6 +145,27 @@ async fn what_is_to_be_tried_again_comes_later_and_then_becomes_a_dead_letter() 
     worker.stop().await;
 }
 
+/// A dead letter says more than the message did: it has to fit all the same, or it comes again for ever.
+#[tokio::test]
+async fn the_largest_message_there_is_becomes_a_dead_letter() {
+    let broker = Broker::start();
+    let bus = broker.connect().await;
+    bus.ensure_streams().await.unwrap();
+    let worker = Worker::start(&bus, config(), |_| Verdict::DeadLetter("\u{10ffff}".repeat(5_000)));
+    let largest = bus.max_message_bytes();
+    submit(&bus, ["x".repeat(largest), "y".repeat(largest - 20 * 1024)]).await;
+    eventually("an empty queue", async || left_in_queue(&broker).await == 0).await;
+    let mut letters: Vec<(Option<String>, usize)> = letters(&broker)
+        .await
+        .iter()
+        .map(|letter| (letter.headers.get("Errand-Size").map(ToString::to_string), letter.payload.len()))
+        .collect();
+    letters.sort();
+    let cut = (Some(largest.to_string()), largest - 16 * 1024);
+    assert_eq!(letters, [(None, largest - 20 * 1024), cut]);
+    worker.stop().await;
+}
+
 #[tokio::test]
 async fn one_that_kills_its_handlers_is_not_given_to_another() {
     let broker = Broker::start();

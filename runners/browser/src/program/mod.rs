@@ -486,4 +486,6 @@ fn unusable(what: &str) -> Error {
 }
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use super::*;
 
 /// A program with every word of the language in it.
-fn everything() -> Value {
+pub(super) fn everything() -> Value {
     json!({
         "settings": {"viewport": {"width": 1024, "height": 768}, "locale": "de-DE", "time_zone": "Europe/Berlin",
                      "user_agent": "me"},
