@@ -135,7 +135,7 @@ errand() { "$target/$profile/errand" --nats-credentials "$SECRETS/nats/operator.
 start() {
     say "starting: $*"
     compose "$@" up -d >"$scratch/up.log" 2>&1 || fail "compose up: $(tail -n 20 "$scratch/up.log")"
-    wait_for "a healthy stack" healthy nats postgres dispatcher session-pool timeout-watcher notifier vault gateway exec portal
+    wait_for "a healthy stack" healthy nats postgres dispatcher session-pool timeout-watcher notifier vault storage gateway exec portal
 }
 
 demo() {
@@ -174,7 +174,7 @@ under_load() {
     wait $ledger || fail "the ledger: $(cat "$scratch/ledger.log")"
     ledger=
     sed 's/^/compose-test:   /' "$scratch/ledger.log"
-    wait_for "a stack that is healthy again" healthy nats postgres dispatcher session-pool timeout-watcher notifier vault gateway exec
+    wait_for "a stack that is healthy again" healthy nats postgres dispatcher session-pool timeout-watcher notifier vault storage gateway exec
 }
 
 # As in an upgrade: every container of our own is told to stop and started again, one after the other, under load. Old
@@ -183,7 +183,7 @@ rolling() {
     "$target/debug/errand-tests-ledger" --tenant rolling --seconds "$load" --rate "$rate" \
         --nats-credentials "$SECRETS/nats/operator.creds" >"$scratch/ledger.log" 2>&1 &
     ledger=$!
-    for service in dispatcher timeout-watcher notifier vault gateway session-pool exec; do
+    for service in dispatcher timeout-watcher notifier vault storage gateway session-pool exec; do
         for id in $(containers "$service"); do
             say "exchanging a $service"
             docker restart -t 30 "$id" >/dev/null
@@ -207,12 +207,12 @@ backup() {
     say "dumped under load"
     wait $ledger || fail "the ledger: $(cat "$scratch/ledger.log")"
     ledger=
-    (unset ERRAND_NATS_URL && compose stop exec gateway vault notifier timeout-watcher session-pool dispatcher) >/dev/null 2>&1
+    (unset ERRAND_NATS_URL && compose stop exec gateway storage vault notifier timeout-watcher session-pool dispatcher) >/dev/null 2>&1
     docker exec "$postgres" dropdb -U errand errand
     docker exec "$postgres" createdb -U errand errand
     docker exec "$postgres" pg_restore -U errand -d errand /tmp/errand.dump
-    (unset ERRAND_NATS_URL && compose start dispatcher session-pool timeout-watcher notifier vault gateway exec) >/dev/null 2>&1
-    wait_for "a healthy stack after the restore" healthy dispatcher session-pool timeout-watcher notifier vault gateway exec
+    (unset ERRAND_NATS_URL && compose start dispatcher session-pool timeout-watcher notifier vault storage gateway exec) >/dev/null 2>&1
+    wait_for "a healthy stack after the restore" healthy dispatcher session-pool timeout-watcher notifier vault storage gateway exec
     wait_for "the end of every run of the dump" all_final backup
     say "restored: $(errand --json --tenant backup runs list --limit 1000 | grep -c trun_) runs of the dump, all final"
 }
@@ -231,6 +231,7 @@ build
 for port in NATS_PORT NATS_PORT_2 NATS_PORT_3 NATS_MONITOR_PORT POSTGRES_PORT HTTP_PORT PORTAL_PORT; do
     export "$port=$(free_port)"
 done
+export PUBLIC_URL="http://127.0.0.1:$HTTP_PORT"
 sh deploy/secrets.sh "$target/$profile/errand" "$SECRETS" >/dev/null
 
 wanted() { case " ${PARTS:-kills rolling backup cluster} " in *" $1 "*) ;; *) return 1 ;; esac }
@@ -243,7 +244,7 @@ on_one_broker() {
     errand doctor || fail "the doctor"
     demo
     if wanted kills; then
-        under_load kills dispatcher session-pool timeout-watcher notifier vault gateway exec postgres nats
+        under_load kills dispatcher session-pool timeout-watcher notifier vault storage gateway exec postgres nats
     fi
     if wanted rolling; then rolling; fi
     if wanted backup; then backup; fi

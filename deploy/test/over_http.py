@@ -1,4 +1,5 @@
-"""What a program outside does, over HTTP alone: a credential, a task, a run that signs in with it, its events, its end.
+"""What a program outside does, over HTTP alone: a credential, a task, a run that signs in with it, its events, its end,
+and its files by their links.
 
     over_http.py GATEWAY PORTAL PORTAL_AS_THE_RUNNER_SEES_IT <API_KEY
 """
@@ -46,7 +47,14 @@ def main():
     kinds = [event["type"] for event in sorted(events, key=lambda event: event["seq"])]
     assert ended["status"] == "completed" and len(ended["output"]["bills"]) == 3, ended
     assert kinds[-1] == "task_run.completed", kinds
-    print(f"{run['id']} signed in with {credential['id']}: {', '.join(kinds)}")
+    files = call(f"{gateway}/v2/task-runs/{run['id']}/storage", None, key)["data"]
+    # By the link alone, as whoever is given it does.
+    contents = {file["name"]: urllib.request.urlopen(file["url"], timeout=PATIENCE).read() for file in files}
+    names = sorted(contents)
+    assert [name[-4:] for name in names].count(".pdf") == 3 and contents["bills.csv"].startswith(b"number,"), names
+    assert all(contents[name].startswith(b"%PDF") for name in names if name.endswith(".pdf")), names
+    assert all(file["url"].startswith(gateway) for file in files), files
+    print(f"{run['id']} signed in with {credential['id']}: {', '.join(kinds)}; files: {', '.join(names)}")
 
 
 main()

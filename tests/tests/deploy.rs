@@ -75,7 +75,7 @@ fn kubernetes_takes_the_manifests() {
         assert!(errors.is_empty(), "{kind} {}: {errors:#?}", resource["metadata"]["name"]);
         *kinds.entry(kind).or_default() += 1;
     }
-    assert_eq!((kinds["Deployment"], kinds["PodDisruptionBudget"], kinds["HorizontalPodAutoscaler"]), (7, 7, 2));
+    assert_eq!((kinds["Deployment"], kinds["PodDisruptionBudget"], kinds["HorizontalPodAutoscaler"]), (8, 8, 2));
 }
 
 #[test]

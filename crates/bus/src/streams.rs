@@ -153,6 +153,26 @@ impl Bus {
         Ok(())
     }
 
+    /// As [`Self::ensure_streams`], trying again until `patience` is over: a cluster that is starting has no leader yet, or
+    /// not enough servers for the replicas, and answers so, or not at all.
+    ///
+    /// # Errors
+    /// [`BusError::Stream`], and at once [`BusError::Refused`].
+    pub async fn await_streams(&self, patience: Duration) -> Result<(), BusError> {
+        let started = tokio::time::Instant::now();
+        let mut pause = Duration::from_millis(100);
+        loop {
+            match self.ensure_streams().await {
+                Err(BusError::Stream { name, what }) if started.elapsed() < patience => {
+                    tracing::info!(stream = name, what, "waiting for the broker to have its streams");
+                    tokio::time::sleep(pause).await;
+                }
+                ended => return ended,
+            }
+            pause = (pause * 2).min(Duration::from_secs(1));
+        }
+    }
+
     async fn ensure_stream(&self, mut config: Config) -> Result<(), BusError> {
         let wanted = config.max_bytes;
         let mut overtaken = 0;

@@ -75,6 +75,16 @@ impl Args {
         };
         Ok(Bus::connect(config, PATIENCE).await?)
     }
+
+    /// As [`Self::connect`], and sees to it that the streams are there, waiting up to a minute for that, too.
+    ///
+    /// # Errors
+    /// What [`Bus::connect`] and [`Bus::await_streams`] say.
+    pub async fn connect_with_streams(&self, service: &str) -> anyhow::Result<Bus> {
+        let bus = self.connect(service).await?;
+        bus.await_streams(PATIENCE).await?;
+        Ok(bus)
+    }
 }
 
 /// Runs a service until it ends, or until SIGINT or SIGTERM and then until it has drained. Any failure gives a code

@@ -63,8 +63,7 @@ fn watch_consumers(tasks: &mut Tasks, bus: &Bus, shutdown: &CancellationToken) {
 pub async fn run_with(config: Config, channels: Arc<dyn Channels>, shutdown: CancellationToken) -> anyhow::Result<()> {
     let settings = config.settings()?;
     let vault = Vault::new(config.master_key.load(&config.store)?);
-    let bus = config.kit.connect("notifier").await?;
-    bus.ensure_streams().await?;
+    let bus = config.kit.connect_with_streams("notifier").await?;
     let store = Store::open(&config.store).await?;
     let (outbox, publisher) = Outbox::open(store.db().clone(), bus.clone()).await?;
     let me = Uuid::now_v7();

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use errand_kit::{Tasks, health};
+use errand_kit::{Tasks, health, metrics};
 use errand_store::Outbox;
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio_util::sync::CancellationToken;
@@ -28,8 +28,7 @@ use crate::{retention, transport};
 /// Where the broker, the store or the place of the bytes is not there at start, or a task fails for good.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     let link_key = link_key(&config)?;
-    let bus = config.kit.connect("storage").await?;
-    bus.ensure_streams().await?;
+    let bus = config.kit.connect_with_streams("storage").await?;
     let store = Store::open(&config.store).await?;
     let blobs = Blobs::open(&config).await?;
     let (outbox, publisher) = Outbox::open(store.db().clone(), bus.clone()).await?;
@@ -38,6 +37,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         None => std::env::current_exe().context("this program's own file")?,
     };
     let limits = RunLimits { files: config.max_run_files, bytes: config.max_run_bytes };
+    let lag = outbox.clone();
     let (extractor, retention) = (Extractor::new(program), config.retention());
     let keeper = Keeper::new(bus.clone(), store.clone(), blobs.clone(), outbox, extractor, limits, retention);
     let folder = config.staging.clone().unwrap_or_else(std::env::temp_dir);
@@ -62,6 +62,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         every: Duration::from_secs(config.sweep_seconds.into()),
         abandoned_after: Duration::from_secs(config.abandoned_seconds.into()),
     };
+    running.spawn("lag", metrics::watch_outbox("files", move || lag.lag(), shutdown.clone()));
     running.spawn("sweep", retention::run(store.clone(), blobs.clone(), uploads, pace, shutdown.clone()));
     if let Some(listen) = config.kit.health_listen {
         running.spawn("health", health::serve(listen, bus.clone(), shutdown.clone()));
@@ -96,6 +97,11 @@ fn link_key(config: &Config) -> anyhow::Result<LinkKey> {
 }
 
 fn read_or_make(path: &Path) -> anyhow::Result<String> {
+    // A secret that is mounted lies in a folder that nobody writes to.
+    match std::fs::read_to_string(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        read => return Ok(read?),
+    }
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder)?;
     }

@@ -25,7 +25,7 @@ const SNAPSHOT_GAP: Duration = Duration::from_secs(2);
 /// # Errors
 /// Where the broker cannot be reached at start, or a task fails.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let bus = config.kit.connect("timeout-watcher").await?;
+    let bus = config.kit.connect_with_streams("timeout-watcher").await?;
     let watch = Arc::new(Watch::new()?);
     let mut tasks = Tasks::new(shutdown.clone());
     if let Some(listen) = config.kit.health_listen {

@@ -47,9 +47,8 @@ fn armed_runs(watch: &Watch, runs: &[v1::ArmedRun]) -> Vec<ArmedRun> {
     runs.iter().filter_map(convert).collect()
 }
 
-/// The events of runs from now on. "Now" is settled when this returns.
+/// The events of runs from now on, out of a stream that is there. "Now" is settled when this returns.
 pub(crate) async fn events(bus: &Bus) -> Result<BoxStream<'static, Result<Delivery, BusError>>, BusError> {
-    bus.ensure_streams().await?;
     let of_runs = format!("{}.event.*.task_run.>", bus.subjects().prefix());
     follow(bus, of_runs, FollowFrom::New).await
 }
