@@ -1,15 +1,21 @@
 //! What the dispatcher's store promises, the same on SQLite and Postgres.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use errand_core::run::{Command, Lease, Outcome, Output, Run, RunStatus, Spec, State, apply, submit};
 use errand_core::task::{Definition, Settings, Task};
 use errand_core::{EventId, RunId, RunnerId, SessionId, TaskId, Tenant, Timestamp};
 use errand_dispatcher::store::{Batch, Store};
 use errand_proto::event::{TaskRef, of_run, of_task};
-use errand_store::{Outbox, Staged};
-use errand_tests::{Stack, StoreKind};
+use errand_store::{Db, EventStream, Outbox, Staged, StoreError};
+use errand_tests::{Postgres, Proxy, Stack, StoreKind, Toxic, eventually};
+use futures::future::join_all;
+use sqlx::{Connection, PgConnection};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+const PATIENCE: Duration = Duration::from_secs(60);
 const NOW: Timestamp = Timestamp(1_700_000_000_000);
 
 macro_rules! on_both_stores {
@@ -250,4 +256,72 @@ async fn tasks_have_versions_and_names(world: &World) -> anyhow::Result<()> {
     assert_eq!(world.store.task_version(id, 2).await?, Some(two), "a run keeps the version that it began with");
     assert!(world.store.create_task(&namesake, &event(&namesake, "created", 1)?).await?, "its name is free again");
     Ok(())
+}
+
+/// How many sessions of a database match.
+async fn sessions(connection: &mut PgConnection, of: &str) -> Option<i64> {
+    let sql = format!("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND {of}");
+    sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_one(connection).await.ok()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_died_without_a_word_are_given_up() -> anyhow::Result<()> {
+    let stack = Stack::new(StoreKind::Postgres);
+    let (port, proxy) = (Postgres::shared().port(), Proxy::to(Postgres::shared().port()));
+    let store = Store::open(&stack.store().replace(&format!(":{port}/"), &format!(":{}/", proxy.port()))).await?;
+    let ids = [RunId::from_uuid(Uuid::now_v7())];
+    let all_at_once = || join_all((0..8).map(|_| store.runs(&ids)));
+    assert!(all_at_once().await.iter().all(Result::is_ok));
+
+    proxy.set(Toxic::ServerGone);
+    let mut observer = PgConnection::connect(stack.store()).await?;
+    eventually("the server has lost its clients", PATIENCE, async || {
+        sessions(&mut observer, "application_name = 'errand-dispatcher'").await.filter(|count| *count == 0)
+    })
+    .await;
+    proxy.set(Toxic::None);
+    // The proxy forgets a connection after two minutes, and says so then by a reset.
+    let failed: Vec<StoreError> = all_at_once().await.into_iter().filter_map(Result::err).collect();
+    assert!(!failed.is_empty());
+    for error in failed {
+        let late = |error: &std::io::Error| error.kind() == std::io::ErrorKind::TimedOut;
+        assert!(matches!(&error, StoreError::Database(sqlx::Error::Io(io)) if late(io)), "{error}");
+        assert!(error.is_transient());
+    }
+    for found in all_at_once().await {
+        assert!(found?.is_empty());
+    }
+    Ok(())
+}
+
+/// The answer to a commit is lost, and the commit comes later than the look at what became of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_comes_late_is_published() -> anyhow::Result<()> {
+    let stack = Stack::new(StoreKind::Postgres);
+    let (store, bus) = (Store::open(stack.store()).await?, stack.bus().await);
+    bus.ensure_streams().await?;
+    let (outbox, publisher) = Outbox::open(store.db().clone(), bus.clone()).await?;
+    let shutdown = CancellationToken::new();
+    let publishing = tokio::spawn(publisher.run(shutdown.clone()));
+    let Db::Postgres(pool) = store.db() else { anyhow::bail!("it is Postgres") };
+    let mut tx = pool.begin().await?;
+    sqlx::query("SET LOCAL idle_in_transaction_session_timeout = 0").execute(&mut *tx).await?;
+    let staged = outbox.stage([of_run(EventId::from_uuid(Uuid::now_v7()), &queued("1"))])?;
+    let id = staged.events()[0].id.to_string();
+    staged.insert_postgres(&mut tx).await?;
+    outbox.uncertain(staged);
+
+    let mut observer = PgConnection::connect(stack.store()).await?;
+    eventually("the publisher waits for what is under way", PATIENCE, async || {
+        sessions(&mut observer, "query LIKE '%pg_snapshot_xmin%' AND pid <> pg_backend_pid()").await.filter(|n| *n > 0)
+    })
+    .await;
+    tx.commit().await?;
+    eventually("the event is in the stream", PATIENCE, async || {
+        let last = bus.extent().await.ok()?.last;
+        bus.id_at(last).await.ok()?.filter(|found| *found == id)
+    })
+    .await;
+    shutdown.cancel();
+    Ok(publishing.await??)
 }

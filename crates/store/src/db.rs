@@ -4,9 +4,11 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use sqlx::migrate::{Migrate, MigrateError, MigrationType, Migrator};
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::postgres::PgConnectOptions;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{AssertSqlSafe, Connection, Executor, PgPool, SqlSafeStr, SqlitePool};
+use sqlx::{AssertSqlSafe, Connection, Executor, SqlSafeStr, SqlitePool};
+
+use crate::postgres::Pg;
 
 /// Why the store could not do it.
 #[derive(Debug, thiserror::Error)]
@@ -58,11 +60,12 @@ impl StoreError {
 }
 
 /// SQLite: busy, locked, full, I/O. Postgres: classes 08 (connection), 40 (rollback), 53 (resources), 57 (operator),
-/// 58 (system), 25006 (read-only).
+/// 58 (system), 25006 (read-only), 25P03 (idle in a transaction for too long).
 fn is_transient_code(code: Option<&str>) -> bool {
     let Some(code) = code else { return false };
     if code.len() == 5 {
-        return ["08", "40", "53", "57", "58"].iter().any(|class| code.starts_with(class)) || code == "25006";
+        return ["08", "40", "53", "57", "58"].iter().any(|class| code.starts_with(class))
+            || ["25006", "25P03"].contains(&code);
     }
     matches!(code.parse::<i32>().map(|code| code & 0xff), Ok(5 | 6 | 8 | 10 | 13))
 }
@@ -110,7 +113,7 @@ pub enum Db {
     /// A file of the service's own: WAL, `synchronous=FULL`.
     Sqlite(Sqlite),
     /// A schema of the service's own, `errand_<service>`; durability as the server has it.
-    Postgres(PgPool),
+    Postgres(Pg),
 }
 
 impl Db {
@@ -183,20 +186,16 @@ impl Db {
         }
         let options =
             options.application_name(&format!("errand-{service}")).options([("search_path", schema.as_str())]);
-        let pool = PgPoolOptions::new()
-            .max_connections(8)
-            .acquire_timeout(Duration::from_secs(10))
-            .test_before_acquire(false)
-            .connect_with(options)
-            .await?;
+        let pool = Pg::connect(options).await?;
         let version: (String,) = sqlx::query_as("SHOW server_version_num").fetch_one(&pool).await?;
         if version.0.parse::<i32>().is_ok_and(|number| number < 150_000) {
             return Err(StoreError::TooOld(version.0));
         }
-        let mut connection = pool.acquire().await?;
+        // A step may take long, and waits for the others that start.
+        let mut connection = pool.unlimited().await?;
         create_schema(&mut connection, &schema).await?;
         migrator(migrations, |migration| migration.postgres).run(&mut *connection).await?;
-        drop(connection);
+        connection.close().await?;
         Ok(Self::Postgres(pool))
     }
 

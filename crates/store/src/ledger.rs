@@ -50,6 +50,10 @@ pub trait Ledger: Clone + Send + Sync + 'static {
     fn register(&self, now_ms: i64) -> impl Future<Output = Result<i64, StoreError>> + Send;
     /// What is not marked as published of these objects, of all writers.
     fn unmarked(&self, objects: &[[u8; 16]]) -> impl Future<Output = Result<Vec<Encoded>, StoreError>> + Send;
+    /// Waits until what is being committed now is committed or not: no answer may have come, and the commit goes on.
+    fn settled(&self) -> impl Future<Output = Result<(), StoreError>> + Send {
+        std::future::ready(Ok(()))
+    }
     /// Up to `limit` events behind `after` and up to `until`, by position.
     fn read(&self, after: i64, until: i64, limit: i64)
     -> impl Future<Output = Result<Vec<Encoded>, StoreError>> + Send;
@@ -208,6 +212,14 @@ impl Ledger for Db {
         }
     }
 
+    async fn settled(&self) -> Result<(), StoreError> {
+        match self {
+            // What is read next waits for the one connection that writes.
+            Self::Sqlite(_) => Ok(()),
+            Self::Postgres(pool) => Ok(pool.settled().await?),
+        }
+    }
+
     async fn read(&self, after: i64, until: i64, limit: i64) -> Result<Vec<Encoded>, StoreError> {
         let sql =
             "SELECT position, payload FROM event WHERE position > $1 AND position <= $2 ORDER BY position LIMIT $3";
@@ -224,7 +236,7 @@ impl Ledger for Db {
         let sql = "SELECT MIN(created_at) FROM event WHERE position > $1 AND position <= $2";
         Ok(match self {
             Self::Sqlite(sqlite) => sqlx::query_scalar(sql).bind(after).bind(until).fetch_one(&sqlite.write).await?,
-            Self::Postgres(pool) => sqlx::query_scalar(sql).bind(after).bind(until).fetch_one(pool).await?,
+            Self::Postgres(pool) => sqlx::query_scalar(sql).bind(after).bind(until).fetch_one(&pool.patient()).await?,
         })
     }
 
@@ -337,7 +349,9 @@ impl Ledger for Db {
             Self::Sqlite(sqlite) => {
                 sqlx::query_as(sql).bind(own).bind(published).bind(before).fetch_all(&sqlite.write).await?
             }
-            Self::Postgres(pool) => sqlx::query_as(sql).bind(own).bind(published).bind(before).fetch_all(pool).await?,
+            Self::Postgres(pool) => {
+                sqlx::query_as(sql).bind(own).bind(published).bind(before).fetch_all(&pool.patient()).await?
+            }
         };
         Ok(left.into_iter().map(|(writer, newest, since)| Left { writer, newest, since }).collect())
     }

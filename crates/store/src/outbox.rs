@@ -14,11 +14,12 @@ use bytes::Bytes;
 use errand_core::{EventId, Tenant};
 use errand_proto::v1;
 use prost::Message;
-use sqlx::{PgConnection, SqliteConnection};
+use sqlx::SqliteConnection;
 use tokio::sync::mpsc;
 
 use crate::db::{Db, Migration, StoreError};
 use crate::ledger::{EventStream, Ledger};
+use crate::postgres::PgStatements;
 use crate::publisher::Publisher;
 use crate::rows::MultiRow;
 
@@ -345,7 +346,7 @@ impl Staged {
     ///
     /// # Errors
     /// [`StoreError::Database`].
-    pub async fn insert_postgres(&self, connection: &mut PgConnection) -> Result<(), StoreError> {
+    pub async fn insert_postgres(&self, connection: &mut PgStatements) -> Result<(), StoreError> {
         if self.rows.is_empty() {
             return Ok(());
         }

@@ -126,7 +126,11 @@ impl<L: Ledger, S: EventStream> Publisher<L, S> {
     async fn committed_of(&self, staged: Staged) -> Staged {
         let (Some(first), Some(last)) = (staged.rows.first(), staged.rows.last()) else { return staged };
         loop {
-            match self.read(first.position - 1, last.position).await {
+            let look = async {
+                self.ledger.settled().await?;
+                self.read(first.position - 1, last.position).await
+            };
+            match look.await {
                 Ok(found) => return found,
                 Err(error) => {
                     tracing::warn!(%error, "cannot tell whether events were committed; asking again");

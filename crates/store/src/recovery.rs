@@ -4,9 +4,8 @@
 use std::fs::{File, TryLockError};
 use std::time::Duration;
 
-use sqlx::{Postgres, Transaction};
-
 use crate::db::{Db, StoreError};
+use crate::postgres::PgLock;
 
 /// How often a lock that another publisher holds is tried again.
 const LOOK: Duration = Duration::from_millis(50);
@@ -18,7 +17,7 @@ pub struct Turn(#[expect(dead_code, reason = "held")] Held);
 #[derive(Debug)]
 enum Held {
     File(#[expect(dead_code, reason = "held")] File),
-    Transaction(#[expect(dead_code, reason = "held")] Transaction<'static, Postgres>),
+    Lock(#[expect(dead_code, reason = "held")] PgLock),
 }
 
 impl Turn {
@@ -44,10 +43,8 @@ impl Turn {
                 }
             }
             Db::Postgres(pool) => {
-                let mut tx = pool.begin().await?;
-                let sql = "SELECT pg_try_advisory_xact_lock(hashtextextended(current_schema() || '.event', 0))";
-                let taken: bool = sqlx::query_scalar(sql).fetch_one(&mut *tx).await?;
-                Ok(taken.then_some(Self(Held::Transaction(tx))))
+                let sql = "SELECT pg_try_advisory_lock(hashtextextended(current_schema() || '.event', 0))";
+                Ok(pool.try_lock(sql).await?.map(|lock| Self(Held::Lock(lock))))
             }
         }
     }

@@ -111,7 +111,8 @@ pub async fn take_submissions(shared: Shared, shutdown: CancellationToken) -> an
     let config = ConsumerConfig {
         durable: "dispatcher",
         stream: StreamKind::Submit,
-        ack_wait: Duration::from_secs(30),
+        // What one that died held comes again after that. Behind a slow store it comes again for nothing, which costs a look.
+        ack_wait: Duration::from_secs(10),
         // Only a store that is away asks for another delivery, a second later: half a day of that costs no accepted run.
         max_deliver: 50_000,
         in_flight: 1024,

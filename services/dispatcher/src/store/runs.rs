@@ -4,8 +4,8 @@ use bytes::Bytes;
 use errand_core::run::Run;
 use errand_core::{RunId, Timestamp};
 use errand_store::rows::MultiRow;
-use errand_store::{Db, Staged, StoreError};
-use sqlx::{PgConnection, SqliteConnection};
+use errand_store::{Db, PgStatements, Staged, StoreError};
+use sqlx::SqliteConnection;
 use uuid::Uuid;
 
 use super::Store;
@@ -301,7 +301,7 @@ async fn update_sqlite(
 }
 
 async fn insert_postgres(
-    connection: &mut PgConnection,
+    connection: &mut PgStatements,
     runs: &[Run],
     conflicts: &mut HashSet<RunId>,
 ) -> Result<(), StoreError> {
@@ -342,7 +342,7 @@ async fn insert_postgres(
 }
 
 async fn update_postgres(
-    connection: &mut PgConnection,
+    connection: &mut PgStatements,
     runs: &[(Run, u64)],
     conflicts: &mut HashSet<RunId>,
 ) -> Result<(), StoreError> {

@@ -5,8 +5,8 @@ use std::collections::{HashMap, HashSet};
 use bytes::Bytes;
 use errand_core::EventId;
 use errand_store::rows::MultiRow;
-use errand_store::{Db, StoreError};
-use sqlx::{PgConnection, SqliteConnection};
+use errand_store::{Db, PgStatements, StoreError};
+use sqlx::SqliteConnection;
 
 use super::{Store, bytes, uuid};
 use crate::delivery::Origin;
@@ -119,7 +119,7 @@ pub(super) async fn replay_sqlite(tx: &mut SqliteConnection, entries: &[Entry], 
 }
 
 /// As [`replay_sqlite`].
-pub(super) async fn replay_postgres(tx: &mut PgConnection, entries: &[Entry], now: i64) -> Result<(), StoreError> {
+pub(super) async fn replay_postgres(tx: &mut PgStatements, entries: &[Entry], now: i64) -> Result<(), StoreError> {
     insert_events_postgres(&mut *tx, entries, false, now).await?;
     let ids: Vec<Vec<u8>> = entries.iter().map(|entry| bytes(entry.id.uuid())).collect();
     let sql = "SELECT number, id FROM delivery_event WHERE id = ANY($1)";
@@ -174,7 +174,7 @@ pub(super) async fn insert_events_sqlite(
 }
 
 pub(super) async fn insert_events_postgres(
-    tx: &mut PgConnection,
+    tx: &mut PgStatements,
     entries: &[Entry],
     taken: bool,
     now: i64,
@@ -214,7 +214,7 @@ async fn insert_deliveries_sqlite(
 }
 
 async fn insert_deliveries_postgres(
-    tx: &mut PgConnection,
+    tx: &mut PgStatements,
     new: &[NewDelivery],
     origin: Origin,
     now: i64,

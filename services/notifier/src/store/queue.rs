@@ -2,8 +2,8 @@
 
 use errand_core::EventId;
 use errand_store::rows::MultiRow;
-use errand_store::{Db, StoreError};
-use sqlx::{PgConnection, SqliteConnection};
+use errand_store::{Db, PgStatements, StoreError};
+use sqlx::SqliteConnection;
 
 use super::{Store, uuid};
 use crate::delivery::{Due, Status};
@@ -255,7 +255,7 @@ async fn record_sqlite(tx: &mut SqliteConnection, records: &[Record]) -> Result<
     Ok(())
 }
 
-async fn record_postgres(tx: &mut PgConnection, records: &[Record]) -> Result<(), StoreError> {
+async fn record_postgres(tx: &mut PgStatements, records: &[Record]) -> Result<(), StoreError> {
     if records.is_empty() {
         return Ok(());
     }

@@ -7,9 +7,7 @@ mod read;
 mod tests;
 mod write;
 
-use errand_store::{Db, StoreError};
-use sqlx::Postgres;
-use sqlx::pool::PoolConnection;
+use errand_store::{Db, PgLock, StoreError};
 use uuid::Uuid;
 
 pub use read::Query;
@@ -27,7 +25,7 @@ pub struct Ownership {
     pub epoch: Uuid,
     batch: i64,
     /// On Postgres: holds the lock that keeps others standing by.
-    _lock: Option<PoolConnection<Postgres>>,
+    _lock: Option<PgLock>,
 }
 
 impl Ownership {
@@ -86,12 +84,7 @@ impl Store {
                 Ok(Some(Ownership { epoch, batch, _lock: None }))
             }
             Db::Postgres(pool) => {
-                let mut lock = pool.acquire().await?;
-                if !sqlx::query_scalar::<_, bool>(LOCK).fetch_one(&mut *lock).await? {
-                    return Ok(None);
-                }
-                // The lock is this connection's; it must not go back to the others.
-                lock.close_on_drop();
+                let Some(lock) = pool.try_lock(LOCK).await? else { return Ok(None) };
                 let batch = sqlx::query_scalar(take).bind(epoch_bytes).fetch_one(pool).await?;
                 Ok(Some(Ownership { epoch, batch, _lock: Some(lock) }))
             }

@@ -3,9 +3,9 @@ use std::collections::HashSet;
 use errand_core::run::LostReason;
 use errand_core::{RunId, RunnerId, SessionId};
 use errand_store::rows::MultiRow;
-use errand_store::{Db, Staged, StoreError};
+use errand_store::{Db, PgStatements, Staged, StoreError};
 use serde::{Deserialize, Serialize};
-use sqlx::{PgConnection, SqliteConnection};
+use sqlx::SqliteConnection;
 
 use super::{CommitError, Ownership, Store};
 use crate::pool::{Change, Decisions, Loss};
@@ -279,7 +279,7 @@ impl Batch<'_> {
         Ok(())
     }
 
-    async fn write_postgres(&self, connection: &mut PgConnection) -> Result<(), CommitError> {
+    async fn write_postgres(&self, connection: &mut PgStatements) -> Result<(), CommitError> {
         if !self.rows.is_empty() {
             let rows = &self.rows;
             sqlx::query(

@@ -2,8 +2,8 @@ use std::collections::HashSet;
 
 use errand_core::{TaskId, Tenant, Timestamp};
 use errand_proto::v1;
-use errand_store::{Db, Outbox, Staged, StoreError};
-use sqlx::{Postgres, Sqlite, Transaction};
+use errand_store::{Db, Outbox, PgTx, Staged, StoreError};
+use sqlx::{Sqlite, Transaction};
 use uuid::Uuid;
 
 use super::read::artifact_of;
@@ -104,9 +104,9 @@ impl Tell for Transaction<'_, Sqlite> {
     }
 }
 
-impl Tell for Transaction<'_, Postgres> {
+impl Tell for PgTx {
     async fn tell(&mut self, events: &Staged) -> Result<(), StoreError> {
-        events.insert_postgres(&mut *self).await
+        events.insert_postgres(self).await
     }
 }
 
