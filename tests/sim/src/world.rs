@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use crate::broker::Broker;
 use crate::checks::Checks;
 use crate::faults::{Fault, Plan};
-use crate::line::{Line, Note, Reply, Request, StoreWork, StreamAsk, To, Wake};
+use crate::line::{Call, Line, Note, Reply, Request, StoreWork, StreamAsk, To, Wake};
 use crate::process::{Kind, Limits, Process};
 use crate::rng::Rng;
 use crate::stores::{Base, Memory, Sqlite, Stores};
@@ -359,7 +359,8 @@ impl World {
         for _ in 0..4 {
             let Some(process) = self.slots[who.0].process.as_ref().filter(|_| self.is_alive(who)) else { return };
             process.go_on(self.now);
-            let calls = process.line.take_calls();
+            let mut calls = process.line.take_calls();
+            in_order(&mut calls);
             if calls.is_empty() {
                 return;
             }
@@ -481,5 +482,17 @@ impl World {
             }
         }
         None
+    }
+}
+
+/// Of several that wait for one `watch`, tokio wakes any first: answers that are given at once are taken in the order of
+/// the requests.
+fn in_order(calls: &mut [Call]) {
+    let token = |call: &Call| match call {
+        Call::Answer { token, .. } => Some(*token),
+        _ => None,
+    };
+    for answers in calls.chunk_by_mut(|one, next| token(one).is_some() && token(next).is_some()) {
+        answers.sort_by_key(token);
     }
 }

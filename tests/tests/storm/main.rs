@@ -201,10 +201,10 @@ fn processes_of(folder: &Path) -> Vec<String> {
     theirs.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
 }
 
-const SHORT: Duration = Duration::from_secs(25);
+const SHORT: Duration = Duration::from_secs(12);
 
 fn short(name: &'static str, store: StoreKind) -> Weather {
-    let calm = Duration::from_millis(1_000);
+    let calm = Duration::from_millis(450);
     Weather { name, store, brokers: 1, seed: 7, rate: 40, length: SHORT, calm }
 }
 
