@@ -170,10 +170,12 @@ async fn tell(world: &World, subject: &str, seed: u64, count: usize) -> anyhow::
 async fn store(world: &World, subject: &str, seed: u64) -> anyhow::Result<()> {
     let stream = async_nats::jetstream::new(world.nats.clone());
     let mut random = StdRng::seed_from_u64(seed);
-    for number in 0..CASES {
-        stream.publish(subject.to_owned(), case(number, &mut random).0).await?.await?;
-    }
-    Ok(())
+    let payloads: Vec<Bytes> = (0..CASES).map(|number| case(number, &mut random).0).collect();
+    let published = futures::stream::iter(payloads).map(|payload| async {
+        stream.publish(subject.to_owned(), payload).await?.await?;
+        anyhow::Ok(())
+    });
+    published.buffer_unordered(AT_ONCE).try_collect().await
 }
 
 /// As large as the broker takes: each is refused, too, and what is kept of it has to fit into a message again.

@@ -36,7 +36,7 @@ struct Scale {
 }
 
 const SMALL: Scale = Scale { large: 100, runs: 1_000, tasks: 100, reports: 20_000, most: 200 };
-const FULL: Scale = Scale { large: 5_000, runs: 100_000, tasks: 10_000, reports: 2_000_000, most: 800 };
+const FULL: Scale = Scale { large: 1_000, runs: 100_000, tasks: 10_000, reports: 2_000_000, most: 800 };
 
 /// What a process holds now, and the most that it has held, in KiB.
 fn memory(pid: u32) -> anyhow::Result<(u64, u64)> {
@@ -189,14 +189,14 @@ async fn every_flood(scale: &Scale) -> anyhow::Result<()> {
     large(&world, scale.large).await?;
     eventually("a run completes again", ENOUGH, async || world.good_run(1).await.ok()).await;
     watch.look(&format!("{} large messages", scale.large))?;
+    queued(&world, scale.runs).await?;
+    world.good_run(2).await?;
+    watch.look(&format!("{} runs queued", scale.runs))?;
     tasks(&world, scale.tasks).await?;
     watch.look(&format!("{} tasks, a run of each", scale.tasks))?;
     reports(&world, scale.reports).await?;
-    world.good_run(2).await?;
-    watch.look(&format!("{} reports", scale.reports))?;
-    queued(&world, scale.runs).await?;
     world.good_run(3).await?;
-    watch.look(&format!("{} runs queued", scale.runs))?;
+    watch.look(&format!("{} reports", scale.reports))?;
     world.all_live()
 }
 
