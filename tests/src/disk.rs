@@ -27,7 +27,8 @@ impl Disk {
             return None;
         }
         std::fs::create_dir_all(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
-        mount(&["-t", "tmpfs", "-o", &format!("size={SIZE},mode=0777"), "errand-tests"], folder);
+        let refused = mount(&["-t", "tmpfs", "-o", &format!("size={SIZE},mode=0777"), "errand-tests"], folder);
+        assert_eq!(refused, None);
         guard::mounted(folder);
         Some(Self { folder: folder.to_owned() })
     }
@@ -37,16 +38,24 @@ impl Disk {
     /// # Panics
     /// Where the system refuses.
     pub fn full(&self, full: bool) {
-        let size = if full { self.used().to_string() } else { SIZE.to_owned() };
-        mount(&["-o", &format!("remount,size={size}")], &self.folder);
+        let mut refused = None;
+        // Between the look and the mount more may have been written: then it is looked again.
+        for _ in 0..200 {
+            let size = if full { self.used().to_string() } else { SIZE.to_owned() };
+            refused = mount(&["-o", &format!("remount,size={size}")], &self.folder);
+            if refused.is_none() {
+                return;
+            }
+        }
+        panic!("{refused:?}");
     }
 
     /// Bytes in use.
     fn used(&self) -> u64 {
         let found = nix::sys::statvfs::statvfs(&self.folder);
         let found = found.unwrap_or_else(|error| panic!("{}: {error}", self.folder.display()));
-        // One page more: it must not be smaller than what it holds by now.
-        (found.blocks() - found.blocks_free() + 1) * found.fragment_size()
+        // A few pages more: it must not be smaller than what it holds by now.
+        (found.blocks() - found.blocks_free() + 16) * found.fragment_size()
     }
 }
 
@@ -56,15 +65,9 @@ impl Drop for Disk {
     }
 }
 
-fn mount(args: &[&str], folder: &Path) {
-    let mut tries = 0;
-    loop {
-        let output = Command::new("mount").args(args).arg(folder).output().expect("there is a `mount`");
-        // Between the look and the mount more may have been written.
-        tries += 1;
-        if output.status.success() {
-            return;
-        }
-        assert!(tries < 50, "mount {args:?} {}: {}", folder.display(), String::from_utf8_lossy(&output.stderr));
-    }
+/// What the system has against it.
+fn mount(args: &[&str], folder: &Path) -> Option<String> {
+    let output = Command::new("mount").args(args).arg(folder).output().expect("there is a `mount`");
+    let words = String::from_utf8_lossy(&output.stderr);
+    (!output.status.success()).then(|| format!("mount {args:?} {}: {words}", folder.display()))
 }
