@@ -82,6 +82,11 @@ impl Host for Fake {
         if run.prompt == "panic" {
             panic!("as asked");
         }
+        // In the middle of its work, again and again: it cannot be dropped there.
+        while run.prompt == "busy" {
+            std::thread::sleep(Duration::from_millis(100));
+            tokio::task::yield_now().await;
+        }
         let obeys = run.prompt == "obeys";
         let ending = tokio::select! {
             ending = ended => ending.unwrap(),
@@ -196,6 +201,24 @@ async fn a_newer_lease_drops_the_older_and_an_older_is_refused() {
     bench.end(6, Ending::Finished(Bytes::new())).await;
     assert_eq!(bench.report().unwrap().token, 6);
     assert!(bench.report().is_none(), "the dropped one is not reported");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_newer_lease_waits_until_the_older_is_gone() {
+    let bench = bench(Fake::default(), 1);
+    let id = session();
+    bench.start(id).await.unwrap();
+    let executes = async |token: LeaseToken| {
+        while !bench.log.lock().unwrap().ends.contains_key(&token) {
+            sleep(Duration::from_millis(1)).await;
+        }
+    };
+    assert_eq!(bench.assign(&bench.assigned(id, 5, "busy")), None);
+    executes(5).await;
+    assert_eq!(bench.assign(&bench.assigned(id, 6, "")), None);
+    // The host would not have two in one session.
+    timeout(Duration::from_secs(20), executes(6)).await.unwrap();
+    assert_eq!(bench.log.lock().unwrap().dropped, [5]);
 }
 
 #[tokio::test(start_paused = true)]
