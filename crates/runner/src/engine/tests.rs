@@ -83,9 +83,11 @@ impl Host for Fake {
             panic!("as asked");
         }
         // In the middle of its work, again and again: it cannot be dropped there.
-        while run.prompt == "busy" {
-            std::thread::sleep(Duration::from_millis(100));
-            tokio::task::yield_now().await;
+        if run.prompt == "busy" {
+            loop {
+                std::thread::sleep(Duration::from_millis(100));
+                tokio::task::yield_now().await;
+            }
         }
         let obeys = run.prompt == "obeys";
         let ending = tokio::select! {
