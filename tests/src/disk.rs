@@ -17,10 +17,10 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Puts a disk onto this folder, which is below the tests' own and empty; none for who is not root.
+    /// Puts a disk onto this folder, which is below the tests' own and empty; none for who may not mount.
     ///
     /// # Panics
-    /// Where root may not either.
+    /// Where the folder cannot be made.
     #[must_use]
     pub fn on(folder: &Path) -> Option<Self> {
         if !geteuid().is_root() {
@@ -28,7 +28,11 @@ impl Disk {
         }
         std::fs::create_dir_all(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
         let refused = mount(&["-t", "tmpfs", "-o", &format!("size={SIZE},mode=0777"), "errand-tests"], folder);
-        assert_eq!(refused, None);
+        if let Some(refused) = refused {
+            // Root of a container that may not mount is no more than a user here.
+            eprintln!("no small disk: {refused}");
+            return None;
+        }
         guard::mounted(folder);
         Some(Self { folder: folder.to_owned() })
     }
