@@ -12,6 +12,34 @@ use tokio_util::sync::CancellationToken;
 
 use crate::telemetry;
 
+/// Does the work of a process, and serves beside it where an address is given. The end of the work is the process's; a
+/// server that cannot serve ends it, too.
+///
+/// # Errors
+/// Those of the work, and of [`serve`].
+pub async fn beside<E>(
+    listen: Option<SocketAddr>,
+    bus: Bus,
+    shutdown: CancellationToken,
+    work: impl Future<Output = Result<(), E>>,
+) -> anyhow::Result<()>
+where
+    anyhow::Error: From<E>,
+{
+    let Some(listen) = listen else { return Ok(work.await?) };
+    let failed = async {
+        match serve(listen, bus, shutdown).await {
+            // It has been shut down, and the work drains.
+            Ok(()) => std::future::pending().await,
+            Err(error) => error.context("health"),
+        }
+    };
+    tokio::select! {
+        ended = work => Ok(ended?),
+        failed = failed => Err(failed),
+    }
+}
+
 /// Serves until shutdown.
 ///
 /// # Errors

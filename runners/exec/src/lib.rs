@@ -36,20 +36,5 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let runner = RunnerConfig { capacity, warm, tenants: config.tenants, ..RunnerConfig::new(config.agent) };
     let host = host::Exec::new(Settings { directory, supervisor }, work);
     let runner = errand_runner::run(bus.clone(), host, runner, shutdown.clone());
-    match config.kit.health_listen {
-        None => Ok(runner.await?),
-        // The runner's end is this process's; the other way round too.
-        Some(listen) => tokio::select! {
-            ended = runner => Ok(ended?),
-            failed = never_well(health::serve(listen, bus, shutdown)) => Err(failed.context("health")),
-        },
-    }
-}
-
-/// Waits for a failure: a server that ends well has been shut down, and the runner drains.
-async fn never_well(served: impl Future<Output = anyhow::Result<()>>) -> anyhow::Error {
-    match served.await {
-        Ok(()) => std::future::pending().await,
-        Err(error) => error,
-    }
+    health::beside(config.kit.health_listen, bus, shutdown, runner).await
 }
