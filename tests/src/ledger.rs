@@ -69,8 +69,11 @@ pub async fn read_events_over(
             let message = messages.next().await.context("the stream ended")??;
             let pending = message.info().map_err(|error| anyhow::anyhow!("{error}"))?.pending;
             let event = v1::Event::decode(message.payload.clone())?;
-            if event.r#type.starts_with("task_run.") {
-                note(&mut entries, &mut ids, &mut open, &event)?;
+            if event.r#type.starts_with("task_run.")
+                && let Err(wrong) = note(&mut entries, &mut ids, &mut open, &event)
+            {
+                let places = places(&stream, &event.object_id).await;
+                return Err(wrong.context(format!("in the stream at {places:?}")));
             }
             if pending == 0 && open.is_empty() {
                 return anyhow::Ok(());
@@ -86,6 +89,22 @@ pub async fn read_events_over(
         }
     }
     Ok(entries)
+}
+
+/// Where in the stream an object's events are: tells what is lost from what is out of order.
+async fn places(stream: &jetstream::stream::Stream, object_id: &str) -> anyhow::Result<Vec<(u64, u64)>> {
+    let config = OrderedConfig { filter_subject: format!("*.*.event.*.*.*.{object_id}"), ..OrderedConfig::default() };
+    let consumer = stream.create_consumer(config).await?;
+    let mut left = consumer.cached_info().num_pending;
+    let mut messages = consumer.messages().await?;
+    let mut places = Vec::new();
+    while left > 0 {
+        let message = messages.next().await.context("the stream ended")??;
+        let info = message.info().map_err(|error| anyhow::anyhow!("{error}"))?;
+        left = info.pending;
+        places.push((info.stream_sequence, v1::Event::decode(message.payload.clone())?.seq));
+    }
+    Ok(places)
 }
 
 fn note(

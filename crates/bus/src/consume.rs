@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use async_nats::jetstream;
 use async_nats::jetstream::consumer::{AckPolicy, pull};
-use futures::{FutureExt, StreamExt};
+use futures::{FutureExt as _, StreamExt as _};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::connection::{Bus, BusError};
 use crate::delivery::{Delivery, Verdict, hand_over, settle};
-use crate::durable::{Durable, HEARTBEAT, Pull};
+use crate::durable::Durable;
 use crate::streams::StreamKind;
 use crate::trace;
 
@@ -35,6 +35,9 @@ pub struct ConsumerConfig {
     pub dead_letter: &'static str,
 }
 
+/// How long the broker may fill what was asked for. One that stops waits for that, too: only then can nothing be on its
+/// way here, where it would lie until [`ConsumerConfig::ack_wait`] is over.
+const EXPIRES: Duration = Duration::from_secs(1);
 /// How long those under way may take at the end.
 const DRAIN: Duration = Duration::from_secs(10);
 /// How long a message waits whose handler panicked.
@@ -66,8 +69,7 @@ where
         max_ack_pending: MAX_ACK_PENDING,
         ..pull::Config::default()
     };
-    let pull = Pull { batch: config.in_flight.max(1), expires: HEARTBEAT * 6, heartbeat: HEARTBEAT, group: None };
-    let mut durable = Durable::new(bus, config.stream, wanted, pull);
+    let mut durable = Durable::new(bus, config.stream, wanted);
     let work = Arc::new(Work { bus: bus.clone(), handler, generation: durable.generation(), config });
     let permits = Arc::new(Semaphore::new(work.config.in_flight.max(1)));
     let tracker = TaskTracker::new();
@@ -113,37 +115,43 @@ where
     F: Fn(Delivery) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Verdict> + Send + 'static,
 {
-    let (mut messages, _) = tokio::select! {
+    let consumer = tokio::select! {
         opened = durable.open() => opened?,
         () = shutdown.cancelled() => return Ok(()),
     };
     loop {
-        // Only the permit may wait; while it does, the stream's own buffer holds what comes.
-        let permit = tokio::select! {
-            permit = Arc::clone(permits).acquire_owned() => permit,
-            () = shutdown.cancelled() => break,
-        };
-        let Ok(permit) = permit else { break };
-        let message = tokio::select! {
-            biased;
-            () = shutdown.cancelled() => break,
-            message = messages.next() => message,
-            // After what had arrived before: that is still good.
-            () = durable.reconnected() => return Ok(()),
-        };
-        let failed = |what: String| BusError::Stream { name: work.config.durable.to_owned(), what };
-        let message = message.ok_or_else(|| failed("its messages ended".into()))?;
-        let message = message.map_err(|error| failed(error.to_string()))?;
-        let generation = *work.generation.borrow();
-        tracker.spawn(Arc::clone(work).handle(message, generation, permit));
+        // One after another, each to its end: so a broker that has fallen silent is noticed within seconds, too (nats.go
+        // 1729 and 1972, nats.rs 557: consumers that never resume after a reconnect).
+        let asked = consumer.batch().max_messages(work.config.in_flight.max(1)).expires(EXPIRES).messages().await;
+        let mut messages = asked.map_err(|error| durable.failed(error.to_string()))?;
+        loop {
+            // Only the permit may wait; while it does, the batch's own buffer holds what comes.
+            let permit = tokio::select! {
+                permit = Arc::clone(permits).acquire_owned() => permit,
+                () = shutdown.cancelled() => return give_back(messages).await,
+            };
+            let Ok(permit) = permit else { return Ok(()) };
+            let message = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return give_back(messages).await,
+                message = messages.next() => message,
+                // After what had arrived before: that is still good.
+                () = durable.reconnected() => return Ok(()),
+            };
+            let Some(message) = message else { break };
+            let message = message.map_err(|error| durable.failed(error.to_string()))?;
+            let generation = *work.generation.borrow();
+            tracker.spawn(Arc::clone(work).handle(message, generation, permit));
+        }
     }
-    let mut left = Vec::new();
-    while let Some(Some(Ok(message))) = messages.next().now_or_never() {
-        left.push(message);
-    }
-    // The broker hears of the end before it hears of these, so they do not come back here.
-    drop(messages);
-    hand_over(left).await;
+}
+
+/// At the end: what still comes goes to another instance.
+async fn give_back(messages: pull::Batch) -> Result<(), BusError> {
+    let messages = messages.filter_map(|message| std::future::ready(message.ok()));
+    let giving = messages.for_each(|message| hand_over([message]));
+    // A broker that is gone gives nothing.
+    let _ = tokio::time::timeout(EXPIRES * 2, giving).await;
     Ok(())
 }
 

@@ -66,7 +66,7 @@ pub(crate) fn milliseconds(time: OffsetDateTime) -> i64 {
 }
 
 /// How long until a dead letter that could not be kept is tried once more.
-const LETTER_AGAIN: Duration = Duration::from_secs(5);
+pub(crate) const LETTER_AGAIN: Duration = Duration::from_secs(5);
 /// How soon what was not looked at goes to another instance.
 const HAND_OVER: Duration = Duration::from_millis(50);
 

@@ -12,8 +12,10 @@ use tokio::sync::watch;
 
 use crate::connection::{Bus, BusError};
 use crate::delivery::Delivery;
-use crate::durable::HEARTBEAT;
 use crate::streams::StreamKind;
+
+/// How often a broker shows that a silent consumer lives.
+const HEARTBEAT: Duration = Duration::from_secs(5);
 
 /// Messages that are asked for at once.
 const BATCH: usize = 256;

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::time::Duration;
 
-use async_nats::jetstream::consumer::{AckPolicy, PriorityPolicy, pull};
+use async_nats::jetstream::consumer::{self, AckPolicy, Consumer, PriorityPolicy, pull};
 use async_nats::jetstream::{self, AckKind};
 use futures::StreamExt;
 use tokio::task::{JoinError, JoinHandle};
@@ -12,8 +12,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::connection::{Bus, BusError};
-use crate::delivery::{Delivery, Verdict, hand_over, settle};
-use crate::durable::{Durable, Pull};
+use crate::delivery::{Delivery, LETTER_AGAIN, Verdict, hand_over};
+use crate::durable::Durable;
 use crate::streams::StreamKind;
 
 /// A durable consumer of which one instance at a time is served; the others stand by.
@@ -54,7 +54,7 @@ const AFTER_PANIC: Duration = Duration::from_secs(1);
 /// others with it.
 ///
 /// Of several instances one is served. What it held when it died comes again, after [`InOrderConfig::ack_wait`] and
-/// before what is newer, as far as the broker can tell; drop duplicates by id.
+/// before what is newer; drop duplicates by id.
 ///
 /// # Errors
 /// [`BusError::Refused`], where the broker will never have such a consumer. What else fails is tried again.
@@ -71,7 +71,8 @@ where
     let max_batch = config.max_batch.max(1);
     let wanted = pull::Config {
         durable_name: Some(config.durable.to_owned()),
-        ack_policy: AckPolicy::Explicit,
+        // One ack for a batch. It acks what is before it as well, so nothing may be handed over ahead of what is missing.
+        ack_policy: AckPolicy::All,
         ack_wait: config.ack_wait,
         // Counted here: the broker would skip a message that it gives up, untold.
         max_deliver: -1,
@@ -82,8 +83,7 @@ where
         priority_timeout: PIN,
         ..pull::Config::default()
     };
-    let pull = Pull { batch: max_batch, expires: EXPIRES, heartbeat: HEARTBEAT, group: Some(GROUP) };
-    let durable = Durable::new(bus, config.stream, wanted, pull);
+    let durable = Durable::new(bus, config.stream, wanted);
     let line = Line {
         bus: bus.clone(),
         config: InOrderConfig { max_batch, ..config },
@@ -91,6 +91,7 @@ where
         arrived: VecDeque::new(),
         singly: 0,
         work: Work::Nothing,
+        delivered: 0,
         missing: None,
         served: false,
     };
@@ -109,12 +110,12 @@ enum Work {
     Again(Batch, Instant),
 }
 
-/// What an instance that died holds, and is to come before what is newer.
+/// What the broker has delivered, to an instance that died or that was lost on its way here: it comes again.
 struct Missing {
     messages: usize,
     /// Up to here.
     sequence: u64,
-    /// From the first message on: until then nobody was served, or somebody else.
+    /// When it is counted again. From the first message on: until then nobody was served, or somebody else.
     until: Option<Instant>,
 }
 
@@ -126,6 +127,8 @@ struct Line<F> {
     /// So many of those that have arrived are handed over one by one.
     singly: usize,
     work: Work,
+    /// How many deliveries the broker has counted. One that is not the next shows that others went elsewhere.
+    delivered: u64,
     missing: Option<Missing>,
     /// Whether the broker has this instance down as the one that is served.
     served: bool,
@@ -168,7 +171,7 @@ where
             opened = self.open(durable) => opened,
             () = shutdown.cancelled() => return Ok(()),
         };
-        let mut messages = opened?;
+        let (consumer, mut messages) = opened?;
         if before != *generations.borrow() {
             self.forget();
         }
@@ -187,27 +190,53 @@ where
             };
             let failed = |what: String| BusError::Stream { name: self.config.durable.to_owned(), what };
             match event {
-                Event::Arrived(Some(Ok(message))) => self.arrive(*message),
+                Event::Arrived(Some(Ok(message))) => {
+                    if self.arrive(*message) {
+                        self.count_missing(&consumer).await.map_err(failed)?;
+                    }
+                }
                 Event::Arrived(Some(Err(error))) => return Err(failed(error.to_string())),
                 Event::Arrived(None) => return Err(failed("its messages ended".into())),
                 Event::Handled(verdict) => self.judge(verdict).await,
-                Event::Due => self.missing = self.missing.take().filter(|missing| !missing.is_over()),
+                Event::Due if self.missing.as_ref().is_some_and(Missing::is_over) => {
+                    self.count_missing(&consumer).await.map_err(failed)?;
+                }
+                Event::Due => {}
                 Event::Alive => self.stay_alive().await,
                 Event::Reconnected | Event::Stop => return Ok(()),
             }
         }
     }
 
-    async fn open(&mut self, durable: &mut Durable) -> Result<pull::Stream, BusError> {
+    async fn open(&mut self, durable: &mut Durable) -> Result<(Consumer<pull::Config>, pull::Stream), BusError> {
         if std::mem::take(&mut self.served) {
             self.step_down(durable).await;
         }
-        let (messages, info) = durable.open().await?;
-        let held = self.arrived.len() + self.work.batch().map_or(0, |batch| batch.messages.len());
+        let consumer = durable.open().await?;
+        let asking = consumer.stream().max_messages_per_batch(self.config.max_batch).group(GROUP);
+        let messages = asking.heartbeat(HEARTBEAT).expires(EXPIRES).messages().await;
+        let messages = messages.map_err(|error| durable.failed(error.to_string()))?;
+        self.take_stock(consumer.cached_info());
+        Ok((consumer, messages))
+    }
+
+    /// Asks the broker what it has delivered that is not here.
+    async fn count_missing(&mut self, consumer: &Consumer<pull::Config>) -> Result<(), String> {
+        let info = consumer.get_info().await.map_err(|error| error.to_string())?;
+        self.take_stock(&info);
+        if let Some(missing) = &mut self.missing {
+            missing.until = Some(Instant::now() + self.config.ack_wait);
+        }
+        Ok(())
+    }
+
+    fn take_stock(&mut self, info: &consumer::Info) {
+        let held = self.work.messages().iter().chain(&self.arrived);
+        let held = held.filter(|message| place(message) > info.ack_floor.stream_sequence).count();
         let missing = info.num_ack_pending.saturating_sub(held);
         let sequence = info.delivered.stream_sequence;
+        self.delivered = info.delivered.consumer_sequence;
         self.missing = (missing > 0).then_some(Missing { messages: missing, sequence, until: None });
-        Ok(messages)
     }
 
     /// Lets the broker serve another instance, or this one under its new connection, without waiting for [`PIN`].
@@ -228,27 +257,29 @@ where
         }
     }
 
-    fn arrive(&mut self, message: jetstream::Message) {
+    /// Puts a message in its place. True where it is to be counted what is missing: it can tell, but not how many.
+    fn arrive(&mut self, message: jetstream::Message) -> bool {
         self.served = true;
-        let sequence = place(&message);
+        let Ok(info) = message.info() else { return false };
+        let (sequence, delivery) = (info.stream_sequence, info.consumer_sequence);
+        // What was on its way here when it was counted what is missing was counted, too.
+        let skipped = delivery > self.delivered + 1;
+        self.delivered = self.delivered.max(delivery);
+        if self.work.messages().iter().any(|other| place(other) == sequence) {
+            return skipped;
+        }
         // A message that is delivered again is older than what has arrived since, or is among it.
         match self.arrived.iter().rposition(|other| place(other) <= sequence) {
-            Some(at) if place(&self.arrived[at]) == sequence => {
-                self.arrived[at] = message;
-                return;
-            }
+            Some(at) if place(&self.arrived[at]) == sequence => self.arrived[at] = message,
             Some(at) => self.arrived.insert((at + 1).max(self.singly), message),
             None => self.arrived.insert(self.singly, message),
         }
-        if let Some(missing) = &mut self.missing {
-            missing.until.get_or_insert(Instant::now() + self.config.ack_wait);
-            if sequence <= missing.sequence {
-                missing.messages = missing.messages.saturating_sub(1);
-            }
-            if missing.messages == 0 {
-                self.missing = None;
-            }
+        let Some(missing) = &mut self.missing else { return skipped };
+        missing.until.get_or_insert(Instant::now() + self.config.ack_wait);
+        if sequence <= missing.sequence {
+            missing.messages = missing.messages.saturating_sub(1);
         }
+        skipped || missing.messages == 0
     }
 
     fn next_due(&self) -> Option<Instant> {
@@ -315,15 +346,22 @@ where
             }
             return;
         }
-        for message in &batch.messages {
-            settle(&self.bus, self.config.dead_letter, message, verdict.clone()).await;
+        let Some(last) = batch.messages.last() else { return };
+        if let Verdict::DeadLetter(reason) = verdict {
+            let what = self.config.dead_letter;
+            let kept = self.bus.dead_letter(what, &reason, &last.subject, last.payload.clone()).await;
+            if let Err(error) = kept {
+                tracing::error!(%error, reason, "a dead letter could not be kept; it will be tried again");
+                self.work = Work::Again(batch, Instant::now() + LETTER_AGAIN);
+                return;
+            }
         }
+        ack(last).await;
     }
 
     /// Keeps the broker from delivering to another what waits here.
     async fn stay_alive(&self) {
-        let under_way = self.work.batch().map_or(&[][..], |batch| &batch.messages);
-        for message in under_way.iter().chain(&self.arrived) {
+        for message in self.work.messages().iter().chain(&self.arrived) {
             if message.ack_with(AckKind::Progress).await.is_err() {
                 return;
             }
@@ -338,8 +376,8 @@ where
             Work::Again(batch, _) => left.extend(batch.messages),
             Work::UnderWay(batch, mut task) => match tokio::time::timeout(DRAIN, &mut task).await {
                 Ok(Ok(Verdict::Ack)) => {
-                    for message in &batch.messages {
-                        settle(&self.bus, self.config.dead_letter, message, Verdict::Ack).await;
+                    if let Some(last) = batch.messages.last() {
+                        ack(last).await;
                     }
                 }
                 Ok(_) => left.extend(batch.messages),
@@ -358,10 +396,10 @@ where
 }
 
 impl Work {
-    const fn batch(&self) -> Option<&Batch> {
+    fn messages(&self) -> &[jetstream::Message] {
         match self {
-            Self::Nothing => None,
-            Self::UnderWay(batch, _) | Self::Again(batch, _) => Some(batch),
+            Self::Nothing => &[],
+            Self::UnderWay(batch, _) | Self::Again(batch, _) => &batch.messages,
         }
     }
 }
@@ -374,6 +412,13 @@ impl Missing {
 
 fn place(message: &jetstream::Message) -> u64 {
     message.info().map_or(0, |info| info.stream_sequence)
+}
+
+/// Acks a message, and all before it. It is not waited for: what is not acked comes again.
+async fn ack(last: &jetstream::Message) {
+    if let Err(error) = last.ack().await {
+        tracing::debug!(%error, "an ack was lost");
+    }
 }
 
 async fn handled(work: &mut Work) -> Result<Verdict, JoinError> {

@@ -171,7 +171,6 @@ impl Permissions {
         self.add_service("notifier", subjects);
         self.add_publisher(subjects);
         self.add_consumer(StreamKind::Event, "notifier", subjects);
-        self.add_consumer(StreamKind::Event, "notifier-destinations", subjects);
         // Among notifiers.
         self.publish([subjects.notifier("*")]);
         self.subscribe([subjects.notifier("*")]);

@@ -165,15 +165,6 @@ impl Subjects {
         self.under(format_args!("notifier.{hint}"))
     }
 
-    /// The tenant, and `object.action`, of an event's subject.
-    #[must_use]
-    pub fn parts_of_event<'a>(&self, subject: &'a str) -> Option<(&'a str, &'a str)> {
-        let rest = subject.strip_prefix(&*self.prefix)?.strip_prefix(".event.")?;
-        let (tenant, rest) = rest.split_once('.')?;
-        let (event_type, id) = rest.rsplit_once('.')?;
-        (!id.is_empty() && event_type.split('.').count() == 2).then_some((tenant, event_type))
-    }
-
     /// Where the notifier publishes an event as JSON.
     #[must_use]
     pub fn notify(&self, tenant: &str, object: &str, action: &str) -> String {
@@ -206,15 +197,5 @@ mod tests {
         assert_eq!(subjects.tenant_of_submit(&subjects.submit(&tenant)), Some(tenant));
         assert_eq!(subjects.tenant_of_submit("errand.v1.submit._system"), None);
         assert_eq!(subjects.tenant_of_submit("other.submit.acme"), None);
-    }
-
-    #[test]
-    fn an_event_subject_gives_its_type_back() {
-        let subjects = Subjects::new("errand.v1");
-        let subject = subjects.event(&"acme".parse().unwrap(), "task_run", "completed", "trun_1");
-        assert_eq!(subjects.parts_of_event(&subject), Some(("acme", "task_run.completed")));
-        for other in ["errand.v1.event.acme.task_run.trun_1", "errand.v1.event.acme", "other.event.a.b.c.d"] {
-            assert_eq!(subjects.parts_of_event(other), None, "{other}");
-        }
     }
 }

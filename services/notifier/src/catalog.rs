@@ -44,12 +44,6 @@ impl Picture {
         self.by_number.values()
     }
 
-    /// Whether any of a tenant's destinations may want events of this type, published then.
-    #[must_use]
-    pub fn may_want(&self, tenant: &str, event_type: &str, published: Timestamp) -> bool {
-        self.of_type(tenant, event_type, published).next().is_some()
-    }
-
     /// Which want this event.
     #[must_use]
     pub fn wanting(&self, event: &v1::Event, published: Timestamp) -> Vec<i64> {

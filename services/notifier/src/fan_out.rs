@@ -1,26 +1,32 @@
 //! What becomes of an event: how it is told on, or why it cannot be. Pure.
 
-use errand_core::Timestamp;
+use errand_core::EventId;
 use errand_proto::{json, v1};
 use prost::Message;
 
 /// An event as it is told on.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Telling {
-    /// Whose.
-    pub tenant: String,
-    /// The kind of object: `task_run`.
-    pub object: String,
-    /// What happened to it: `completed`.
-    pub action: String,
     /// By which to drop duplicates.
-    pub event_id: String,
+    pub id: EventId,
     /// The JSON form (CONTRACT section 4).
     pub json: Vec<u8>,
-    /// When it happened.
-    pub created_at: Timestamp,
+    /// The event: its tenant and its type (`task_run.completed`) are parts of subjects.
+    pub event: v1::Event,
+}
+
+impl Telling {
+    /// The kind of object, and what happened to it.
+    #[must_use]
+    pub fn object_and_action(&self) -> (&str, &str) {
+        self.event.r#type.split_once('.').unwrap_or_default()
+    }
+
     /// The trace that it belongs to.
-    pub traceparent: Option<String>,
+    #[must_use]
+    pub fn traceparent(&self) -> Option<&str> {
+        Some(self.event.traceparent.as_str()).filter(|text| !text.is_empty())
+    }
 }
 
 /// How an event of the stream is told on.
@@ -29,11 +35,10 @@ pub struct Telling {
 /// Why it cannot be: a reason for the dead letter.
 pub fn telling(payload: &[u8]) -> Result<Telling, String> {
     let event = v1::Event::decode(payload).map_err(|error| format!("it is no event: {error}"))?;
-    event.id.parse::<errand_core::EventId>().map_err(|error| format!("id: {error}"))?;
+    let id = event.id.parse().map_err(|error| format!("id: {error}"))?;
     // It becomes a part of a subject, so it must be one; warm sessions' events are the system's.
-    let tenant = event.tenant.clone();
-    if tenant != errand_core::Tenant::system().as_str() {
-        tenant.parse::<errand_core::Tenant>().map_err(|error| format!("tenant: {error}"))?;
+    if event.tenant != errand_core::Tenant::system().as_str() {
+        event.tenant.parse::<errand_core::Tenant>().map_err(|error| format!("tenant: {error}"))?;
     }
     let (object, action) = event.r#type.split_once('.').unwrap_or_default();
     if !is_word(object) || !is_word(action) {
@@ -43,15 +48,7 @@ pub fn telling(payload: &[u8]) -> Result<Telling, String> {
         return Err("it says nothing of its object: data is missing, or of a kind not known here".into());
     }
     let json = serde_json::to_vec(&json::event(&event)).map_err(|error| error.to_string())?;
-    Ok(Telling {
-        object: object.to_owned(),
-        action: action.to_owned(),
-        json,
-        created_at: Timestamp(event.created_at_ms),
-        tenant,
-        event_id: event.id,
-        traceparent: (!event.traceparent.is_empty()).then_some(event.traceparent),
-    })
+    Ok(Telling { id, json, event })
 }
 
 fn is_word(text: &str) -> bool {

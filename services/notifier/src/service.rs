@@ -24,7 +24,7 @@ use crate::replay::Replays;
 use crate::store::Store;
 use crate::supervisor::Supervisor;
 use crate::switching::Switching;
-use crate::transport::{Intake, Notifier};
+use crate::transport::{FanOut, Intake, Notifier};
 use crate::worker::Shared;
 use crate::{recorder, sweep, transport};
 
@@ -46,14 +46,6 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let own_broker = config.kit.connect("notifier-deliveries").await?;
     let outside = Outside::new(&config.outside, Some(own_broker))?;
     run_with(config, Arc::new(AllChannels::new(outside)), shutdown).await
-}
-
-/// Shows how much waits for us.
-fn watch_consumers(tasks: &mut Tasks, bus: &Bus, shutdown: &CancellationToken) {
-    for durable in ["notifier", "notifier-destinations"] {
-        let pending = metrics::watch_consumer(bus.clone(), StreamKind::Event, durable, shutdown.clone());
-        tasks.spawn("pending", pending);
-    }
 }
 
 /// As [`run`], with other types of destinations: for tests.
@@ -95,18 +87,12 @@ pub async fn run_with(config: Config, channels: Arc<dyn Channels>, shutdown: Can
         async move { Ok(publisher.run(draining).await?) }
     });
     tasks.spawn("hints", hints.clone().listen(shutdown.clone()));
-    watch_consumers(&mut tasks, &bus, &shutdown);
+    tasks.spawn("pending", metrics::watch_consumer(bus.clone(), StreamKind::Event, "notifier", shutdown.clone()));
     tasks.spawn("lag", report(bus.clone(), Arc::clone(&progress), shutdown.clone()));
-    let consuming = transport::consume(bus.clone(), config.batch, progress, shutdown.clone());
+    let intake = Intake { store: store.clone(), catalog: Arc::clone(&catalog), hints: hints.clone() };
+    let events = transport::Events { fan_out: FanOut { bus: bus.clone(), progress }, intake };
+    let consuming = transport::consume(events, config.batch, shutdown.clone());
     tasks.spawn("events", async move { Ok(consuming.await?) });
-    let intake = Intake {
-        subjects: bus.subjects().clone(),
-        store: store.clone(),
-        catalog: Arc::clone(&catalog),
-        hints: hints.clone(),
-    };
-    let taking = transport::take_in(bus.clone(), intake, shutdown.clone());
-    tasks.spawn("intake", async move { Ok(taking.await?) });
     let kept = Duration::from_secs(u64::from(config.delivery_retention_days) * 24 * 3600);
     tasks.spawn("sweep", sweep::sweep(store.clone(), SWEEP_EVERY, kept, shutdown.clone()));
     let replays =

@@ -250,8 +250,6 @@ async fn attack(world: &World) -> anyhow::Result<()> {
     knock(world).await?;
     dead(world, "submit", 2 * CASES + 1).await;
     dead(world, "notifier", 2 * CASES + 1).await;
-    // Where a destination wants such events, and they cannot be decoded.
-    dead(world, "notifier-destinations", CASES / 2 + 1).await;
     // Of each method half of what was asked and told, and the largest.
     dead(world, "request", all.len() * (CASES / 2 + CASES / 20 + 1)).await;
     Ok(())

@@ -85,8 +85,8 @@ fn of_task() -> v1::Event {
 fn the_json_form_of_each_object_is_the_contracts() {
     for (name, event) in [("task_run", of_run()), ("session", of_session()), ("task", of_task())] {
         let told = telling(&event.encode_to_vec()).unwrap();
-        assert_eq!((told.tenant.as_str(), told.object.as_str()), ("acme", name));
-        assert_eq!((told.event_id.as_str(), told.traceparent.as_deref()), (EVENT, Some(TRACE)));
+        assert_eq!((told.event.tenant.as_str(), told.object_and_action().0), ("acme", name));
+        assert_eq!((told.id.to_string().as_str(), told.traceparent()), (EVENT, Some(TRACE)));
         let value: serde_json::Value = serde_json::from_slice(&told.json).unwrap();
         insta::assert_snapshot!(name, serde_json::to_string_pretty(&value).unwrap());
     }
@@ -95,7 +95,7 @@ fn the_json_form_of_each_object_is_the_contracts() {
 #[test]
 fn the_subject_is_made_of_words_only() {
     let told = telling(&of_run().encode_to_vec()).unwrap();
-    assert_eq!(told.action, "interaction_required");
+    assert_eq!(told.object_and_action(), ("task_run", "interaction_required"));
     for kind in ["", "task_run", "task_run.", ".failed", "task_run.>", "task_run.*", "a.b.c", "Task.updated", "a b.c"] {
         let event = v1::Event { r#type: kind.into(), ..of_run() };
         assert!(telling(&event.encode_to_vec()).unwrap_err().starts_with("type:"), "{kind}");
@@ -105,7 +105,7 @@ fn the_subject_is_made_of_words_only() {
         assert!(telling(&event.encode_to_vec()).unwrap_err().starts_with("tenant:"), "{tenant}");
     }
     let warm = v1::Event { tenant: "_system".into(), ..of_session() };
-    assert_eq!(telling(&warm.encode_to_vec()).unwrap().tenant, "_system");
+    assert_eq!(telling(&warm.encode_to_vec()).unwrap().event.tenant, "_system");
 }
 
 #[test]

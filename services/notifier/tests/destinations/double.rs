@@ -81,8 +81,12 @@ impl Outside {
 
     /// Waits until a place has taken so many different events.
     pub(crate) async fn taken(&self, place: &str, count: usize) -> Vec<Sent> {
-        let sent = self.until(place, &format!("takes {count}"), |sent| distinct(sent).len() >= count).await;
-        distinct(&sent)
+        distinct(&self.sent_until(place, count).await)
+    }
+
+    /// As [`Self::taken`], with what was repeated.
+    pub(crate) async fn sent_until(&self, place: &str, count: usize) -> Vec<Sent> {
+        self.until(place, &format!("takes {count}"), |sent| distinct(sent).len() >= count).await
     }
 
     pub(crate) fn count(&self, place: &str) -> usize {
@@ -98,6 +102,15 @@ fn summary(sent: &[Sent]) -> Vec<(&str, u64, bool)> {
 pub(crate) fn distinct(sent: &[Sent]) -> Vec<Sent> {
     let mut seen = std::collections::HashSet::new();
     sent.iter().filter(|one| one.taken && seen.insert(one.event.clone())).cloned().collect()
+}
+
+/// What was taken, each event once, where it came last: of two rows in order, one of them whole, this is in order, too.
+pub(crate) fn last_of_each(sent: &[Sent]) -> Vec<Sent> {
+    let mut seen = std::collections::HashSet::new();
+    let mut last: Vec<Sent> =
+        sent.iter().rev().filter(|one| one.taken && seen.insert(one.event.clone())).cloned().collect();
+    last.reverse();
+    last
 }
 
 /// Every object's events are there in their order, without a gap.
