@@ -100,7 +100,7 @@ pub fn submission(request: v1::RunRequest) -> Result<Submission, Error> {
         timeout_seconds: request.timeout_seconds,
         review: request.review,
         metadata: request.metadata,
-        traceparent: (request.traceparent.len() == 55).then_some(request.traceparent),
+        traceparent: matches!(request.traceparent.len(), 1 | 55).then_some(request.traceparent),
     })
 }
 

@@ -41,6 +41,11 @@ pub struct Delivery {
 
 impl Delivery {
     pub(crate) fn of(message: &jetstream::Message) -> Option<Self> {
+        Self::with_place(message).map(|(delivery, _)| delivery)
+    }
+
+    /// A delivery, and its place among the consumer's.
+    pub(crate) fn with_place(message: &jetstream::Message) -> Option<(Self, u64)> {
         let info = match message.info() {
             Ok(info) => info,
             Err(error) => {
@@ -49,7 +54,7 @@ impl Delivery {
             }
         };
         let headers = message.headers.as_ref();
-        Some(Self {
+        let delivery = Self {
             subject: message.subject.to_string(),
             payload: message.payload.clone(),
             stream_sequence: info.stream_sequence,
@@ -57,7 +62,8 @@ impl Delivery {
             delivery_count: info.delivered,
             message_id: headers.and_then(|headers| headers.get("Nats-Msg-Id")).map(|id| id.as_str().to_owned()),
             traceparent: trace::from_headers(headers).map(str::to_owned),
-        })
+        };
+        Some((delivery, info.consumer_sequence))
     }
 }
 

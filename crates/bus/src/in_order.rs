@@ -98,9 +98,15 @@ where
     line.run(durable, shutdown).await
 }
 
+/// A message that has arrived, and what it says of itself: reading that costs more than all that is done with it here.
+struct Arrived {
+    message: jetstream::Message,
+    delivery: Delivery,
+}
+
 /// The batch that is handed over.
 struct Batch {
-    messages: Vec<jetstream::Message>,
+    messages: Vec<Arrived>,
     failures: u32,
 }
 
@@ -123,7 +129,7 @@ struct Line<F> {
     bus: Bus,
     config: InOrderConfig,
     handler: F,
-    arrived: VecDeque<jetstream::Message>,
+    arrived: VecDeque<Arrived>,
     /// So many of those that have arrived are handed over one by one.
     singly: usize,
     work: Work,
@@ -232,7 +238,7 @@ where
 
     fn take_stock(&mut self, info: &consumer::Info) {
         let held = self.work.messages().iter().chain(&self.arrived);
-        let held = held.filter(|message| place(message) > info.ack_floor.stream_sequence).count();
+        let held = held.filter(|held| held.delivery.stream_sequence > info.ack_floor.stream_sequence).count();
         let missing = info.num_ack_pending.saturating_sub(held);
         let sequence = info.delivered.stream_sequence;
         self.delivered = info.delivered.consumer_sequence;
@@ -260,19 +266,20 @@ where
     /// Puts a message in its place. True where it is to be counted what is missing: it can tell, but not how many.
     fn arrive(&mut self, message: jetstream::Message) -> bool {
         self.served = true;
-        let Ok(info) = message.info() else { return false };
-        let (sequence, delivery) = (info.stream_sequence, info.consumer_sequence);
+        let Some((delivery, place)) = Delivery::with_place(&message) else { return false };
+        let sequence = delivery.stream_sequence;
         // What was on its way here when it was counted what is missing was counted, too.
-        let skipped = delivery > self.delivered + 1;
-        self.delivered = self.delivered.max(delivery);
-        if self.work.messages().iter().any(|other| place(other) == sequence) {
+        let skipped = place > self.delivered + 1;
+        self.delivered = self.delivered.max(place);
+        if self.work.messages().iter().any(|other| other.delivery.stream_sequence == sequence) {
             return skipped;
         }
+        let arrived = Arrived { message, delivery };
         // A message that is delivered again is older than what has arrived since, or is among it.
-        match self.arrived.iter().rposition(|other| place(other) <= sequence) {
-            Some(at) if place(&self.arrived[at]) == sequence => self.arrived[at] = message,
-            Some(at) => self.arrived.insert((at + 1).max(self.singly), message),
-            None => self.arrived.insert(self.singly, message),
+        match self.arrived.iter().rposition(|other| other.delivery.stream_sequence <= sequence) {
+            Some(at) if self.arrived[at].delivery.stream_sequence == sequence => self.arrived[at] = arrived,
+            Some(at) => self.arrived.insert((at + 1).max(self.singly), arrived),
+            None => self.arrived.insert(self.singly, arrived),
         }
         let Some(missing) = &mut self.missing else { return skipped };
         missing.until.get_or_insert(Instant::now() + self.config.ack_wait);
@@ -318,7 +325,7 @@ where
     }
 
     fn hand_over(&mut self, batch: Batch) {
-        let deliveries = batch.messages.iter().filter_map(Delivery::of).collect();
+        let deliveries = batch.messages.iter().map(|arrived| arrived.delivery.clone()).collect();
         let task = tokio::spawn((self.handler)(deliveries));
         self.work = Work::UnderWay(batch, task);
     }
@@ -346,7 +353,7 @@ where
             }
             return;
         }
-        let Some(last) = batch.messages.last() else { return };
+        let Some(Arrived { message: last, .. }) = batch.messages.last() else { return };
         if let Verdict::DeadLetter(reason) = verdict {
             let what = self.config.dead_letter;
             let kept = self.bus.dead_letter(what, &reason, &last.subject, last.payload.clone()).await;
@@ -361,7 +368,7 @@ where
 
     /// Keeps the broker from delivering to another what waits here.
     async fn stay_alive(&self) {
-        for message in self.work.messages().iter().chain(&self.arrived) {
+        for Arrived { message, .. } in self.work.messages().iter().chain(&self.arrived) {
             if message.ack_with(AckKind::Progress).await.is_err() {
                 return;
             }
@@ -377,7 +384,7 @@ where
             Work::UnderWay(batch, mut task) => match tokio::time::timeout(DRAIN, &mut task).await {
                 Ok(Ok(Verdict::Ack)) => {
                     if let Some(last) = batch.messages.last() {
-                        ack(last).await;
+                        ack(&last.message).await;
                     }
                 }
                 Ok(_) => left.extend(batch.messages),
@@ -388,7 +395,7 @@ where
             },
         }
         left.extend(self.arrived.drain(..));
-        hand_over(left).await;
+        hand_over(left.into_iter().map(|arrived| arrived.message)).await;
         if self.served {
             self.step_down(durable).await;
         }
@@ -396,7 +403,7 @@ where
 }
 
 impl Work {
-    fn messages(&self) -> &[jetstream::Message] {
+    fn messages(&self) -> &[Arrived] {
         match self {
             Self::Nothing => &[],
             Self::UnderWay(batch, _) | Self::Again(batch, _) => &batch.messages,
@@ -408,10 +415,6 @@ impl Missing {
     fn is_over(&self) -> bool {
         self.until.is_some_and(|until| until <= Instant::now())
     }
-}
-
-fn place(message: &jetstream::Message) -> u64 {
-    message.info().map_or(0, |info| info.stream_sequence)
 }
 
 /// Acks a message, and all before it. It is not waited for: what is not acked comes again.

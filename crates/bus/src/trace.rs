@@ -1,7 +1,8 @@
 //! W3C trace context from message to message, and the spans around sending, consuming and handling one.
 //!
 //! A span is made only where its trace is sampled, which its `traceparent` says: a run that is not costs a look at one
-//! character. Where the spans go is decided by the process ([`enable`]): errand-kit sets an exporter up, and a client's
+//! character. A trace that began here and is not sampled is carried no further than its run's submission: nobody could
+//! ever look for it. One that others began goes along, sampled or not. Where the spans go is decided by the process ([`enable`]): errand-kit sets an exporter up, and a client's
 //! program may bring its own. Attributes follow OpenTelemetry's conventions for messaging.
 
 use std::future::Future;
@@ -19,6 +20,8 @@ use opentelemetry::{Context, KeyValue};
 
 /// The header, as W3C calls it.
 pub const TRACEPARENT: &str = "traceparent";
+/// Stands for a `traceparent` where a trace began here and is not sampled, so that it does not begin once more.
+pub const UNTRACED: &str = "-";
 /// Who makes spans here, in OpenTelemetry's words.
 const SCOPE: &str = "errand";
 
@@ -61,7 +64,12 @@ impl Span {
         if !ENABLED.load(Ordering::Acquire) {
             return Self::default();
         }
-        let span = start(kind, what, SystemTime::now(), &Context::current());
+        let above = Context::current();
+        let begins = !above.span().span_context().is_valid();
+        let span = start(kind, what, SystemTime::now(), &above);
+        if begins && !span.span_context().is_sampled() {
+            return Self { span: None, traceparent: Some(Arc::from(UNTRACED)) };
+        }
         let traceparent = text(span.span_context());
         let sampled = span.span_context().is_sampled();
         Self { span: sampled.then_some(span), traceparent }
@@ -175,16 +183,20 @@ pub fn current() -> Option<Arc<str>> {
     CURRENT.try_with(Clone::clone).ok().flatten()
 }
 
-/// Runs `work` under a trace context: its requests carry it on. What is not a `traceparent` counts as none.
+/// Runs `work` under a trace context, or under [`UNTRACED`]: its requests carry it on. What is neither counts as none.
 pub async fn scope<F: Future>(traceparent: Option<&str>, work: F) -> F::Output {
-    let traceparent = traceparent.filter(|text| is_valid(text)).map(Arc::from);
+    let traceparent = traceparent.filter(|text| is_carried(text)).map(Arc::from);
     CURRENT.scope(traceparent, work).await
 }
 
-/// The trace context that a message carries. What is not a `traceparent` counts as none.
+fn is_carried(text: &str) -> bool {
+    text == UNTRACED || is_valid(text)
+}
+
+/// The trace context that a message carries, or [`UNTRACED`]. What is neither counts as none.
 #[must_use]
 pub fn from_headers(headers: Option<&HeaderMap>) -> Option<&str> {
-    headers?.get(TRACEPARENT).map(async_nats::HeaderValue::as_str).filter(|text| is_valid(text))
+    headers?.get(TRACEPARENT).map(async_nats::HeaderValue::as_str).filter(|text| is_carried(text))
 }
 
 /// Makes a message carry a trace context. What is not a `traceparent` is left out: it comes from outside, and a
@@ -235,6 +247,28 @@ mod tests {
         let mut headers = HeaderMap::new();
         set(&mut headers, GOOD);
         assert_eq!(from_headers(Some(&headers)), Some(GOOD));
+    }
+
+    #[tokio::test]
+    async fn what_is_not_sampled_neither_goes_along_nor_begins_once_more() {
+        enable();
+        // Nobody has set a provider: nothing is sampled.
+        let root = Span::root(Kind::Send, "submit");
+        assert_eq!((root.is_recording(), root.traceparent()), (false, Some(UNTRACED)));
+        let headers = scope(root.traceparent(), async {
+            let below = Span::child(current().as_deref(), Kind::Request, "api");
+            assert_eq!((below.is_recording(), below.traceparent()), (false, Some(UNTRACED)));
+            let mut headers = HeaderMap::new();
+            headers.insert(TRACEPARENT, UNTRACED);
+            headers
+        });
+        assert_eq!(from_headers(Some(&headers.await)), Some(UNTRACED));
+        let mut headers = HeaderMap::new();
+        set(&mut headers, UNTRACED);
+        assert!(headers.is_empty());
+        // What others began and do not sample goes along.
+        let others = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00";
+        assert_eq!(Span::child(Some(others), Kind::Send, "event").traceparent(), Some(others));
     }
 
     #[tokio::test]

@@ -93,6 +93,12 @@ impl Tokens {
         hold(5, known == (run, session), || format!("token {token} is {known:?}'s and {run}'s in {session}"))
     }
 
+    /// The newest lease that a session ever gave a run.
+    #[must_use]
+    pub fn newest(&self, run: RunId, session: SessionId) -> Option<LeaseToken> {
+        self.0.iter().rev().find(|(_, of)| **of == (run, session)).map(|(token, _)| *token)
+    }
+
     /// Whether this lease ever was in the store.
     #[must_use]
     pub fn knows(&self, token: LeaseToken, run: RunId, session: SessionId) -> bool {

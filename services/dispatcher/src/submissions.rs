@@ -93,14 +93,15 @@ fn spec_of(request: &errand_proto::Submission, task: &Arc<Compiled>, retry_of: O
         metadata: request.metadata.clone(),
         settings,
         retry_of,
-        traceparent: request.traceparent.clone().or_else(own_trace),
+        traceparent: trace_of(request.traceparent.clone()),
     }
 }
 
-/// The trace of a run that brings none: that of its request, or one that begins here.
-fn own_trace() -> Option<String> {
-    let current = trace::current().map(|current| current.to_string());
-    current.or_else(|| trace::Span::root(trace::Kind::Internal, "submit").traceparent().map(str::to_owned))
+/// The trace of a run: what it brings, else that of its request, else one that begins here. None where it is not kept.
+fn trace_of(brought: Option<String>) -> Option<String> {
+    let current = || trace::current().map(|current| current.to_string());
+    let own = || trace::Span::root(trace::Kind::Internal, "submit").traceparent().map(str::to_owned);
+    brought.or_else(current).or_else(own).filter(|text| trace::is_valid(text))
 }
 
 fn spec_without_task(task_id: TaskId, retry_of: Option<RunId>) -> Spec {
@@ -114,7 +115,7 @@ fn spec_without_task(task_id: TaskId, retry_of: Option<RunId>) -> Spec {
         metadata: std::collections::BTreeMap::new(),
         settings: Settings::default(),
         retry_of,
-        traceparent: own_trace(),
+        traceparent: trace_of(None),
     }
 }
 
@@ -145,6 +146,17 @@ pub fn new_run_id() -> RunId {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_run_keeps_a_trace_that_somebody_can_look_for() {
+        let brought = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00";
+        let untraced = Some(trace::UNTRACED.to_owned());
+        assert_eq!(trace_of(Some(brought.into())).as_deref(), Some(brought));
+        assert_eq!(trace_of(untraced), None);
+        assert_eq!(trace_of(Some("no traceparent".into())), None);
+        assert_eq!(trace::scope(Some(brought), async { trace_of(None) }).await.as_deref(), Some(brought));
+        assert_eq!(trace::scope(Some(trace::UNTRACED), async { trace_of(None) }).await, None);
+    }
 
     #[test]
     fn the_same_message_gives_the_same_id() {

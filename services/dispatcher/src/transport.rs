@@ -130,13 +130,10 @@ async fn take_submission(shared: &Dispatcher, delivery: Delivery) -> Verdict {
     let Some(tenant) = shared.bus.subjects().tenant_of_submit(&delivery.subject) else {
         return Verdict::DeadLetter("the subject names no tenant".into());
     };
-    let mut request = match v1::RunRequest::decode(delivery.payload) {
+    let request = match v1::RunRequest::decode(delivery.payload) {
         Ok(request) => request,
         Err(error) => return Verdict::DeadLetter(format!("the run request cannot be read: {error}")),
     };
-    if request.traceparent.is_empty() {
-        request.traceparent = delivery.traceparent.unwrap_or_default();
-    }
     let (message_id, sequence, at) = (delivery.message_id, delivery.stream_sequence, delivery.published_at_ms);
     let name = || run_id_of_message(&tenant, message_id.as_deref(), sequence, at);
     let submitted = match prepare(&shared.catalog, &shared.references, &tenant, request, None, name).await {

@@ -8,6 +8,7 @@ use errand_core::session::{Session, State as SessionState};
 use errand_core::{ErrorCode, EventId, RunId, SessionId, Timestamp};
 use errand_proto::v1;
 use errand_store::Stored;
+use prost::Message as _;
 
 use crate::line::{Request, To};
 use crate::stores::Committed;
@@ -85,6 +86,21 @@ impl Checks {
         }
         if let Some(lease) = run.lease() {
             self.held.insert((run.id, lease.token), run.attempt);
+        }
+        self.note_passed(run, events)
+    }
+
+    /// A lease that was taken and lost in one batch was held, too: only the run's event tells of it.
+    fn note_passed(&mut self, run: &Run, events: &[Stored]) -> Result<(), Broken> {
+        for event in events.iter().filter(|event| event.object == *run.id.uuid().as_bytes()) {
+            let event = v1::Event::decode(event.payload.clone());
+            let Ok(v1::Event { data: Some(v1::event::Data::Run(passed)), .. }) = event else {
+                return broken(2, format!("an event of {} cannot be read", run.id));
+            };
+            let session = passed.session_id.parse().ok().filter(|_| passed.status() == v1::RunStatus::Running);
+            if let Some(token) = session.and_then(|session| self.granted.newest(run.id, session)) {
+                self.held.entry((run.id, token)).or_insert(passed.attempt);
+            }
         }
         Ok(())
     }
