@@ -33,6 +33,9 @@ pub(crate) struct Checks {
     pub(crate) calm_since: Option<i64>,
     /// When runs came into their states.
     changed_at: BTreeMap<RunId, i64>,
+    /// When the pool heard last that a run wants a session, and when it gave one to any.
+    asked_at: BTreeMap<RunId, i64>,
+    granted_at: i64,
     /// What a reader of the event stream hears who is always there.
     pub(crate) heard: Heard,
 }
@@ -64,6 +67,7 @@ impl Checks {
                 for change in &changes {
                     if let Some((run, token)) = change.session.holder() {
                         self.granted.leased(token, run, change.session.id)?;
+                        self.granted_at = self.now;
                     }
                 }
                 for (id, session) in last {
@@ -110,8 +114,11 @@ impl Checks {
     fn check_calm(&self, before: &Run, after: &Run) -> Result<(), Broken> {
         let Some(calm) = self.calm_since else { return Ok(()) };
         let failed = |code| after.errors.iter().any(|error| error.code == code);
-        // What was there when calm came may have kept a runner busy for so long.
-        if failed(ErrorCode::SESSION_TIMEOUT) && self.now - calm > 50_000 {
+        // What was there when calm came may have kept a runner busy for so long; and where there is but one, many may have
+        // been ahead of it.
+        let in_its_queue =
+            self.asked_at.get(&after.id).is_some_and(|at| *at > calm) && self.now - self.granted_at < 50_000;
+        if failed(ErrorCode::SESSION_TIMEOUT) && self.now - calm > 50_000 && !in_its_queue {
             return broken(10, format!("{} waited for a session until its time was over", after.id));
         }
         let since = self.changed_at.get(&after.id).copied().unwrap_or_default();
@@ -229,6 +236,10 @@ impl Checks {
 
     /// A request reaches the pool: which sessions it is to tear down that are the release's still.
     pub(crate) fn arrived(&mut self, request: &Request) {
+        if let Request::Acquire(request) = request {
+            let runs = request.wants.iter().filter_map(|want| want.run_id.parse().ok());
+            self.asked_at.extend(runs.map(|run| (run, self.now)));
+        }
         let Request::Release(request) = request else { return };
         for lease in request.releases.iter().filter(|release| release.discard).filter_map(|one| one.lease.as_ref()) {
             let session = lease.session_id.parse::<SessionId>().ok();

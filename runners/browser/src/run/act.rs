@@ -18,6 +18,8 @@ use crate::program::{Ask, Condition, Fill, Goto, Key, Select, Target, Template, 
 
 /// How long a page's scripts may take to react to a click before it counts as done.
 const REACTION: Duration = Duration::from_secs(1);
+/// How long a navigation that the page has asked for may take to begin, on a busy machine. Some never do: links to mail.
+const BEGINNING: Duration = Duration::from_secs(5);
 
 impl Machine<'_> {
     /// A URL that a program may open: of the web, and whole.
@@ -81,7 +83,7 @@ impl Machine<'_> {
         let requested = Instant::now();
         loop {
             let busy = self.browser.known().current().is_none_or(|page| {
-                page.navigating || !page.has_document || (page.requested && requested.elapsed() < REACTION)
+                page.navigating || !page.has_document || (page.requested && requested.elapsed() < BEGINNING)
             });
             if !busy {
                 break;

@@ -13,6 +13,8 @@ pub struct Decisions {
     pub told_losses: Vec<LeaseToken>,
     /// To commit: runners that drain (true), or no longer need to be remembered (false).
     pub drains: Vec<(RunnerId, bool)>,
+    /// To commit, whether or not there is anything else: only a commit shows whether another pool has taken over.
+    pub in_doubt: bool,
     /// To do: tell the dispatcher.
     pub grants: Vec<Grant>,
     /// To do: tell the dispatcher.
@@ -32,7 +34,8 @@ impl Decisions {
         !(self.changes.is_empty()
             && self.new_losses.is_empty()
             && self.told_losses.is_empty()
-            && self.drains.is_empty())
+            && self.drains.is_empty()
+            && !self.in_doubt)
     }
 }
 

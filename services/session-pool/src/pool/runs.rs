@@ -83,7 +83,11 @@ impl Pool {
             self.forget(release.run_id);
             return;
         };
-        let Some(slot) = self.slots.get(&lease.session_id).filter(|slot| slot.is_held_by(lease.token)) else { return };
+        let Some(slot) = self.slots.get(&lease.session_id).filter(|slot| slot.is_held_by(lease.token)) else {
+            // It may be given back already. Or another pool has taken over and gave it, and this one has nothing to say.
+            self.out.in_doubt = true;
+            return;
+        };
         let named = self.named.contains_key(&lease.session_id);
         let drains = self.runners.get(&slot.session.runner_id).is_none_or(|runner| runner.draining);
         let keep = named || slot.terms.as_ref().is_some_and(|terms| terms.keep);

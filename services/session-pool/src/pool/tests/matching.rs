@@ -264,12 +264,14 @@ fn a_grant_that_is_not_accepted_leaves_the_session_to_others() {
 }
 
 #[test]
-fn a_stale_release_is_ignored() {
+fn a_stale_release_changes_nothing_and_is_a_reason_to_look() {
     let mut world = World::with_runner(1);
     let grant = world.leased(want(1, "acme"));
     let release = Release { run_id: grant.run_id, lease: Some(stale(grant.lease)), discard: true };
     world.pool.release(release, world.now);
-    assert!(!world.step().changes_the_store());
+    let decisions = world.step();
+    assert!(decisions.changes.is_empty());
+    assert!(decisions.changes_the_store(), "a commit shows whether another pool has taken over");
     assert_eq!(world.status(grant.lease.session_id), SessionStatus::Running);
 }
 
