@@ -33,8 +33,8 @@ pub(crate) struct Checks {
     pub(crate) calm_since: Option<i64>,
     /// When runs came into their states.
     changed_at: BTreeMap<RunId, i64>,
-    /// When the pool heard last that a run wants a session, and when it gave one to any.
-    asked_at: BTreeMap<RunId, i64>,
+    /// Of which runs the newest pool has heard that they want a session, and when one was given to any.
+    asked: BTreeSet<RunId>,
     granted_at: i64,
     /// What a reader of the event stream hears who is always there.
     pub(crate) heard: Heard,
@@ -116,8 +116,7 @@ impl Checks {
         let failed = |code| after.errors.iter().any(|error| error.code == code);
         // What was there when calm came may have kept a runner busy for so long; and where there is but one, many may have
         // been ahead of it.
-        let in_its_queue =
-            self.asked_at.get(&after.id).is_some_and(|at| *at > calm) && self.now - self.granted_at < 50_000;
+        let in_its_queue = self.asked.contains(&after.id) && self.now - self.granted_at < 50_000;
         if failed(ErrorCode::SESSION_TIMEOUT) && self.now - calm > 50_000 && !in_its_queue {
             return broken(10, format!("{} waited for a session until its time was over", after.id));
         }
@@ -234,11 +233,15 @@ impl Checks {
         Ok(())
     }
 
+    /// A pool begins, and has heard of nothing.
+    pub(crate) fn pool_begins(&mut self) {
+        self.asked.clear();
+    }
+
     /// A request reaches the pool: which sessions it is to tear down that are the release's still.
     pub(crate) fn arrived(&mut self, request: &Request) {
         if let Request::Acquire(request) = request {
-            let runs = request.wants.iter().filter_map(|want| want.run_id.parse().ok());
-            self.asked_at.extend(runs.map(|run| (run, self.now)));
+            self.asked.extend(request.wants.iter().filter_map(|want| want.run_id.parse::<RunId>().ok()));
         }
         let Request::Release(request) = request else { return };
         for lease in request.releases.iter().filter(|release| release.discard).filter_map(|one| one.lease.as_ref()) {

@@ -386,6 +386,9 @@ impl World {
         }
         line.connect(self.is_connected(slot).then_some(self.broker.number));
         let kind = self.slots[slot].kind.clone();
+        if matches!(kind, Kind::Pool(_)) {
+            self.checks.pool_begins();
+        }
         let what = match &kind {
             Kind::Dispatcher => "dispatcher",
             Kind::Pool(_) => "pool",
