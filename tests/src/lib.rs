@@ -13,6 +13,7 @@ mod otlp;
 mod postgres;
 mod process;
 mod proxy;
+pub mod runs;
 mod s3;
 mod service;
 mod stack;

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use errand_core::run::{Command, Lease, Outcome, Output, Run, RunStatus, Spec, State, apply, submit};
-use errand_core::task::{Definition, Settings, Task};
-use errand_core::{EventId, RunId, RunnerId, SessionId, TaskId, Tenant, Timestamp};
+use errand_core::run::{Command, Lease, Outcome, Output, Run, RunStatus, apply};
+use errand_core::task::{Definition, Task};
+use errand_core::{EventId, RunId, RunnerId, SessionId, TaskId};
 use errand_dispatcher::store::{Batch, Store};
 use errand_proto::event::{TaskRef, of_run, of_task};
-use errand_store::{Db, EventStream, Outbox, Staged, StoreError};
+use errand_store::{Db, EventStream, Ledger, Outbox, Staged, StoreError};
+use errand_tests::runs::{NOW, queued, tenant};
 use errand_tests::{Postgres, Proxy, Stack, StoreKind, Toxic, eventually};
 use futures::future::join_all;
 use sqlx::{Connection, PgConnection};
@@ -16,7 +17,6 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 const PATIENCE: Duration = Duration::from_secs(60);
-const NOW: Timestamp = Timestamp(1_700_000_000_000);
 
 macro_rules! on_both_stores {
     ($($name:ident)*) => {$(
@@ -40,6 +40,7 @@ on_both_stores! {
     a_batch_may_be_of_any_size_and_kind
     open_runs_come_by_pages_and_activity_only_grows
     tasks_have_versions_and_names
+    what_is_over_for_long_is_deleted
 }
 
 struct World {
@@ -84,44 +85,6 @@ impl World {
         let events = self.outbox.events_of(*id.uuid().as_bytes(), 0, 100).await?;
         Ok(events.iter().map(|event| event.seq).collect())
     }
-}
-
-fn tenant() -> Tenant {
-    "acme".parse().expect("a tenant")
-}
-
-fn queued(input: &'static str) -> Run {
-    let spec = Spec {
-        task_id: TaskId::from_uuid(Uuid::now_v7()),
-        task_version: 1,
-        agent_id: "agt_exec".parse().ok(),
-        source_id: None,
-        credential_id: None,
-        wanted_session: None,
-        metadata: [("k".to_owned(), "v".to_owned())].into(),
-        settings: Settings::default(),
-        retry_of: None,
-        traceparent: None,
-    };
-    let run = Run {
-        id: RunId::from_uuid(Uuid::now_v7()),
-        tenant: tenant(),
-        spec: spec.into(),
-        seq: 0,
-        attempt: 1,
-        state: State::Queued { since: NOW },
-        session_id: None,
-        errors: Vec::new(),
-        created_at: NOW,
-        started_at: None,
-        finished_at: None,
-        canceled_at: None,
-        updated_at: NOW,
-        last_activity: NOW,
-        input: Bytes::from_static(input.as_bytes()),
-        output: None,
-    };
-    submit(run, Ok(()), NOW).next
 }
 
 fn moved(run: &Run, command: Command) -> Run {
@@ -255,6 +218,41 @@ async fn tasks_have_versions_and_names(world: &World) -> anyhow::Result<()> {
     assert!(world.store.current_task(&tenant(), &by_name).await?.is_none());
     assert_eq!(world.store.task_version(id, 2).await?, Some(two), "a run keeps the version that it began with");
     assert!(world.store.create_task(&namesake, &event(&namesake, "created", 1)?).await?, "its name is free again");
+    Ok(())
+}
+
+/// A run whose id is of this time.
+fn queued_at(ms: u64) -> Run {
+    let at = uuid::Timestamp::from_unix(uuid::NoContext, ms / 1000, 0);
+    Run { id: RunId::from_uuid(Uuid::new_v7(at)), ..queued("1") }
+}
+
+async fn what_is_over_for_long_is_deleted(world: &World) -> anyhow::Result<()> {
+    let old = u64::try_from(NOW.0)?;
+    let (over, open, later) = (queued_at(old), queued_at(old), queued_at(old + 60_000));
+    assert!(world.commit_new(&[over.clone(), open.clone(), later.clone()]).await?.is_empty());
+    for run in [&over, &later] {
+        let (running, completed) = (running(run), completed(&running(run)));
+        assert!(world.commit_changed(&[(vec![running, completed], 1)]).await?.is_empty());
+    }
+    assert_eq!(world.store.delete_runs_before(NOW.0).await?, 0, "it is to be over for longer");
+    assert_eq!(world.store.delete_runs_before(NOW.0 + 1_000).await?, 1);
+    assert_eq!(world.one(over.id).await?, None);
+    let left: Vec<Option<Bytes>> =
+        [world.one(open.id).await?.map(|run| run.input), world.one(later.id).await?.map(|run| run.input)].into();
+    assert_eq!(left, [Some(Bytes::from_static(b"1")), Some(Bytes::from_static(b"1"))]);
+    // A new run may take the id, and has its own input: the old one's is gone.
+    let again = Run { input: Bytes::from_static(b"2"), ..over.clone() };
+    let db = world.store.db();
+    let events = db.delete_events_before(NOW.0 + 1_000).await?;
+    assert_eq!(events, 0, "what is not published is kept");
+    for (writer, _) in db.writers().await? {
+        db.mark(writer, (writer << 40) + 1_000, NOW.0).await?;
+    }
+    assert_eq!(db.delete_events_before(NOW.0).await?, 0);
+    assert_eq!(db.delete_events_before(NOW.0 + 1_000).await?, 7);
+    assert!(world.commit_new(std::slice::from_ref(&again)).await?.is_empty());
+    assert_eq!(world.one(again.id).await?, Some(again));
     Ok(())
 }
 

@@ -8,6 +8,7 @@ pub mod paging;
 mod postgres;
 mod publisher;
 mod recovery;
+pub mod retention;
 pub mod rows;
 
 pub use db::{Db, Migration, Sqlite, StoreError};

@@ -10,4 +10,7 @@ pub struct Config {
     /// Where runs are kept: sqlite://FOLDER or postgres://USER@HOST/DATABASE.
     #[arg(long, env = "ERRAND_STORE", default_value = "sqlite://data")]
     pub store: String,
+    /// How many days after its end a run is deleted; 0: never.
+    #[arg(long, env = "ERRAND_KEEP_DAYS", default_value_t = 90)]
+    pub keep_days: u32,
 }

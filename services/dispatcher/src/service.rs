@@ -57,6 +57,10 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     running.spawn("sweep", sweep::run(world, effects, shutdown.clone()));
     let pending = metrics::watch_consumer(bus.clone(), StreamKind::Submit, "dispatcher", shutdown.clone());
     running.spawn("pending", pending);
+    let forgetting = store.db().clone().forget_old_events(shutdown.clone());
+    running.spawn("old events", async move { Ok(forgetting.await?) });
+    let forgetting = store.clone().forget_old_runs(config.keep_days, shutdown.clone());
+    running.spawn("old runs", async move { Ok(forgetting.await?) });
     running.spawn("lag", metrics::watch_outbox("runs", move || outbox.lag(), shutdown.clone()));
     if let Some(listen) = config.kit.health_listen {
         running.spawn("health", health::serve(listen, bus.clone(), shutdown.clone()));

@@ -88,6 +88,8 @@ pub async fn run_with(config: Config, channels: Arc<dyn Channels>, shutdown: Can
     });
     tasks.spawn("hints", hints.clone().listen(shutdown.clone()));
     tasks.spawn("pending", metrics::watch_consumer(bus.clone(), StreamKind::Event, "notifier", shutdown.clone()));
+    let forgetting = store.db().clone().forget_old_events(shutdown.clone());
+    tasks.spawn("old events", async move { Ok(forgetting.await?) });
     tasks.spawn("lag", report(bus.clone(), Arc::clone(&progress), shutdown.clone()));
     let intake = Intake { store: store.clone(), catalog: Arc::clone(&catalog), hints: hints.clone() };
     let events = transport::Events { fan_out: FanOut { bus: bus.clone(), progress }, intake };

@@ -16,6 +16,9 @@ pub struct Config {
     /// Where sessions are kept: sqlite://FOLDER or postgres://USER@HOST/DATABASE.
     #[arg(long, env = "ERRAND_STORE", default_value = "sqlite://data")]
     pub store: String,
+    /// How many days after its end a session is deleted; 0: never.
+    #[arg(long, env = "ERRAND_KEEP_DAYS", default_value_t = 90)]
+    pub keep_days: u32,
     /// Sessions that one tenant may have at the same time; 0: no limit.
     #[arg(long, env = "ERRAND_TENANT_SESSION_LIMIT", default_value_t = 0)]
     pub tenant_session_limit: u32,

@@ -60,6 +60,10 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         }
     });
     running.spawn("publisher", async move { Ok(publisher.run(drained).await?) });
+    let forgetting = store.db().clone().forget_old_events(shutdown.clone());
+    running.spawn("old events", async move { Ok(forgetting.await?) });
+    let forgetting = store.clone().forget_old_sessions(config.keep_days, shutdown.clone());
+    running.spawn("old sessions", async move { Ok(forgetting.await?) });
     running.spawn("lag", metrics::watch_outbox("sessions", move || lag.lag(), shutdown.clone()));
     let service = transport::serve(&shared).await?;
     running.spawn("hello", transport::say_hello(Arc::clone(&shared), shutdown.clone()));

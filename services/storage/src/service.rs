@@ -62,6 +62,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         every: Duration::from_secs(config.sweep_seconds.into()),
         abandoned_after: Duration::from_secs(config.abandoned_seconds.into()),
     };
+    let forgetting = store.db().clone().forget_old_events(shutdown.clone());
+    running.spawn("old events", async move { Ok(forgetting.await?) });
     running.spawn("lag", metrics::watch_outbox("files", move || lag.lag(), shutdown.clone()));
     running.spawn("sweep", retention::run(store.clone(), blobs.clone(), uploads, pace, shutdown.clone()));
     if let Some(listen) = config.kit.health_listen {

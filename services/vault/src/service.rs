@@ -44,6 +44,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         let draining = draining.clone();
         async move { Ok(publisher.run(draining).await?) }
     });
+    let forgetting = store.db().clone().forget_old_events(shutdown.clone());
+    running.spawn("old events", async move { Ok(forgetting.await?) });
     running.spawn("lag", metrics::watch_outbox("credentials", move || outbox.lag(), shutdown.clone()));
     if let Some(listen) = config.kit.health_listen {
         running.spawn("health", health::serve(listen, bus.clone(), shutdown.clone()));

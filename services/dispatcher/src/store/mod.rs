@@ -3,6 +3,7 @@
 
 mod lists;
 mod migrations;
+mod retention;
 mod runs;
 mod tasks;
 

@@ -26,15 +26,16 @@ pub type OpenRun = Run;
 
 type RunRow = (Vec<u8>, i64, String, Option<Vec<u8>>, Option<Vec<u8>>);
 
+// `OR ROLLBACK`: as for events, nothing takes back a statement and goes on.
 static INSERT_RUN: MultiRow = MultiRow::new(
-    "INSERT INTO run (id, tenant, version, status, task_id, updated_at, last_activity, document, output) VALUES",
+    "INSERT OR ROLLBACK INTO run (id, tenant, version, status, task_id, updated_at, last_activity, document, output) VALUES",
     "(?,?,?,?,?,?,?,?,?)",
     "ON CONFLICT (id) DO NOTHING RETURNING id",
 );
 static INSERT_INPUT: MultiRow =
-    MultiRow::new("INSERT INTO run_input (run_id, input) VALUES", "(?,?)", "ON CONFLICT DO NOTHING");
+    MultiRow::new("INSERT OR ROLLBACK INTO run_input (run_id, input) VALUES", "(?,?)", "ON CONFLICT DO NOTHING");
 static UPDATE_RUN: MultiRow = MultiRow::new(
-    "UPDATE run SET version = v.column3, status = v.column4, updated_at = v.column5,
+    "UPDATE OR ROLLBACK run SET version = v.column3, status = v.column4, updated_at = v.column5,
          last_activity = MAX(run.last_activity, v.column6), document = v.column7, output = v.column8
      FROM (VALUES",
     "(?,?,?,?,?,?,?,?)",

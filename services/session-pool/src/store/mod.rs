@@ -7,7 +7,8 @@ mod read;
 mod tests;
 mod write;
 
-use errand_store::{Db, PgLock, StoreError};
+use errand_store::{Db, PgLock, StoreError, retention};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 pub use read::Query;
@@ -16,6 +17,17 @@ pub use read::Query;
 #[derive(Debug, Clone)]
 pub struct Store {
     db: Db,
+}
+
+impl Store {
+    /// Deletes sessions so many days after their end, until shutdown; with 0 none.
+    ///
+    /// # Errors
+    /// As [`retention::run`].
+    pub async fn forget_old_sessions(self, days: u32, shutdown: CancellationToken) -> Result<(), StoreError> {
+        let batch = |before| self.db.delete_ended("session", "'completed', 'failed'", before);
+        retention::run("sessions", days, batch, shutdown).await
+    }
 }
 
 /// The right to write. Ends when another pool takes it, which the next commit notices.

@@ -108,7 +108,8 @@ impl Store {
     pub async fn sessions(&self, query: &Query) -> Result<Vec<Session>, StoreError> {
         let statuses: Vec<&str> = query.statuses.iter().map(|status| status.as_str()).collect();
         let agents: Vec<&str> = query.agents.iter().map(AgentId::as_str).collect();
-        let (before, after) = (query.before.map(key), query.after.map(key));
+        // All ids are between these: a bound that is always there is one that the index goes by.
+        let (before, after) = (query.before.map_or(vec![0xff; 17], key), query.after.map(key).unwrap_or_default());
         let ascending = query.after.is_some();
         let rows: Vec<(String,)> = match self.db() {
             Db::Sqlite(sqlite) => {
@@ -144,17 +145,17 @@ impl Store {
 }
 
 macro_rules! list_sessions {
-    ($status:literal, $agent:literal, $bytes:literal, $order:literal) => {
+    ($list:literal, $status:literal, $agent:literal, $order:literal) => {
         concat!(
-            "SELECT document FROM session WHERE tenant = $1 AND ($2 IS NULL OR ",
+            "SELECT document FROM session WHERE tenant = $1 AND id < $4 AND id > $5 AND ($2",
+            $list,
+            " IS NULL OR ",
             $status,
-            ") AND ($3 IS NULL OR ",
+            ") AND ($3",
+            $list,
+            " IS NULL OR ",
             $agent,
-            ") AND ($4",
-            $bytes,
-            " IS NULL OR id < $4) AND ($5",
-            $bytes,
-            " IS NULL OR id > $5) ORDER BY id ",
+            ") ORDER BY id ",
             $order,
             " LIMIT $6"
         )
@@ -162,16 +163,16 @@ macro_rules! list_sessions {
 }
 
 const SQLITE_DESCENDING: &str = list_sessions!(
+    "",
     "status IN (SELECT value FROM json_each($2))",
     "agent IN (SELECT value FROM json_each($3))",
-    "",
     "DESC"
 );
 const SQLITE_ASCENDING: &str = list_sessions!(
+    "",
     "status IN (SELECT value FROM json_each($2))",
     "agent IN (SELECT value FROM json_each($3))",
-    "",
     "ASC"
 );
-const POSTGRES_DESCENDING: &str = list_sessions!("status = ANY($2)", "agent = ANY($3)", "::bytea", "DESC");
-const POSTGRES_ASCENDING: &str = list_sessions!("status = ANY($2)", "agent = ANY($3)", "::bytea", "ASC");
+const POSTGRES_DESCENDING: &str = list_sessions!("::text[]", "status = ANY($2)", "agent = ANY($3)", "DESC");
+const POSTGRES_ASCENDING: &str = list_sessions!("::text[]", "status = ANY($2)", "agent = ANY($3)", "ASC");
