@@ -1,5 +1,8 @@
 //! The JSON form of runs, tasks, sessions and events: CONTRACT sections 2 to 4.
 
+use std::collections::BTreeMap;
+
+use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 use time::format_description::BorrowedFormatItem;
@@ -13,10 +16,11 @@ const RFC3339_MILLIS: &[BorrowedFormatItem<'_>] =
 /// A time as RFC 3339 in UTC with milliseconds; null where it is out of range.
 #[must_use]
 pub fn time(ms: i64) -> Value {
-    OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000)
-        .ok()
-        .and_then(|at| at.format(RFC3339_MILLIS).ok())
-        .map_or(Value::Null, Value::String)
+    rfc3339(ms).map_or(Value::Null, Value::String)
+}
+
+fn rfc3339(ms: i64) -> Option<String> {
+    OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000).ok()?.format(RFC3339_MILLIS).ok()
 }
 
 fn optional_time(ms: Option<i64>) -> Value {
@@ -43,11 +47,9 @@ fn run_status(number: i32) -> &'static str {
         .map_or("unspecified", errand_core::run::RunStatus::as_str)
 }
 
-fn run_result(number: Option<i32>) -> Value {
-    number
-        .and_then(|number| v1::RunResult::try_from(number).ok())
-        .and_then(|result| errand_core::run::RunResult::try_from(result).ok())
-        .map_or(Value::Null, |result| result.as_str().into())
+fn run_result(number: Option<i32>) -> Option<&'static str> {
+    let result = v1::RunResult::try_from(number?).ok()?;
+    errand_core::run::RunResult::try_from(result).ok().map(errand_core::run::RunResult::as_str)
 }
 
 fn session_status(number: i32) -> &'static str {
@@ -406,33 +408,151 @@ fn delivery_status(number: i32) -> &'static str {
 /// An event: CONTRACT section 4.
 #[must_use]
 pub fn event(event: &v1::Event) -> Value {
-    let data = match &event.data {
-        Some(v1::event::Data::Run(run)) => run_summary(run),
-        Some(v1::event::Data::Session(session)) => json!({
-            "id": session.id,
-            "object": "session",
-            "status": session_status(session.status),
-            "agent_id": session.agent_id,
-            "runner_id": or_null(&session.runner_id),
-            "task_run_id": or_null(&session.run_id),
-            "reason": or_null(&session.reason),
-            "created_at": time(session.created_at_ms),
-        }),
-        Some(v1::event::Data::Task(task)) => json!({
+    serde_json::to_value(EventView::of(event)).unwrap_or_default()
+}
+
+/// An event as text. Of these there are more than of all else, so they take no way about a [`Value`].
+///
+/// # Errors
+/// None in fact: there is nothing in an event that JSON cannot say.
+pub fn event_text(event: &v1::Event) -> serde_json::Result<Vec<u8>> {
+    serde_json::to_vec(&EventView::of(event))
+}
+
+#[derive(Serialize)]
+struct EventView<'a> {
+    id: &'a str,
+    object: &'static str,
+    r#type: &'a str,
+    seq: u64,
+    data: DataView<'a>,
+    created_at: Time,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum DataView<'a> {
+    Run(RunView<'a>),
+    Session(SessionView<'a>),
+    Other(Value),
+}
+
+#[derive(Serialize)]
+struct RunView<'a> {
+    id: &'a str,
+    object: &'static str,
+    status: &'static str,
+    result: Option<&'static str>,
+    task_id: &'a str,
+    task_version: u32,
+    session_id: Option<&'a str>,
+    agent_id: Option<&'a str>,
+    source_id: Option<&'a str>,
+    credential_id: Option<&'a str>,
+    attempt: u32,
+    runtime_ms: Option<u64>,
+    errors: Value,
+    interaction: Value,
+    metadata: &'a BTreeMap<String, String>,
+    retry_of: Option<&'a str>,
+    created_at: Time,
+    started_at: Option<Time>,
+    finished_at: Option<Time>,
+}
+
+#[derive(Serialize)]
+struct SessionView<'a> {
+    id: &'a str,
+    object: &'static str,
+    status: &'static str,
+    agent_id: &'a str,
+    runner_id: Option<&'a str>,
+    task_run_id: Option<&'a str>,
+    reason: Option<&'a str>,
+    created_at: Time,
+}
+
+/// Milliseconds since the Unix epoch, told as [`time`] does.
+struct Time(i64);
+
+impl Serialize for Time {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match rfc3339(self.0) {
+            Some(text) => serializer.serialize_str(&text),
+            None => serializer.serialize_none(),
+        }
+    }
+}
+
+fn given(text: &str) -> Option<&str> {
+    Some(text).filter(|text| !text.is_empty())
+}
+
+impl<'a> EventView<'a> {
+    fn of(event: &'a v1::Event) -> Self {
+        let data = match &event.data {
+            Some(v1::event::Data::Run(run)) => DataView::Run(run_summary(run)),
+            Some(v1::event::Data::Session(session)) => DataView::Session(SessionView {
+                id: &session.id,
+                object: "session",
+                status: session_status(session.status),
+                agent_id: &session.agent_id,
+                runner_id: given(&session.runner_id),
+                task_run_id: given(&session.run_id),
+                reason: given(&session.reason),
+                created_at: Time(session.created_at_ms),
+            }),
+            Some(other) => DataView::Other(other_summary(other)),
+            None => DataView::Other(Value::Object(Map::new())),
+        };
+        let (id, r#type, created_at) = (&event.id, &event.r#type, Time(event.created_at_ms));
+        Self { id, object: "event", r#type, seq: event.seq, data, created_at }
+    }
+}
+
+fn run_summary(run: &v1::RunSummary) -> RunView<'_> {
+    RunView {
+        id: &run.id,
+        object: "task_run",
+        status: run_status(run.status),
+        result: run_result(run.result),
+        task_id: &run.task_id,
+        task_version: run.task_version,
+        session_id: given(&run.session_id),
+        agent_id: given(&run.agent_id),
+        source_id: given(&run.source_id),
+        credential_id: given(&run.credential_id),
+        attempt: run.attempt,
+        runtime_ms: run.runtime_ms,
+        errors: errors(&run.errors),
+        interaction: interaction(run.interaction.as_ref()),
+        metadata: &run.metadata,
+        retry_of: given(&run.retry_of),
+        created_at: Time(run.created_at_ms),
+        started_at: run.started_at_ms.map(Time),
+        finished_at: run.finished_at_ms.map(Time),
+    }
+}
+
+fn other_summary(data: &v1::event::Data) -> Value {
+    use v1::event::Data;
+    match data {
+        Data::Run(_) | Data::Session(_) => Value::Null,
+        Data::Task(task) => json!({
             "id": task.id,
             "object": "task",
             "version": task.version,
             "name": task.name,
             "agent_id": task.agent_id,
         }),
-        Some(v1::event::Data::Destination(destination)) => json!({
+        Data::Destination(destination) => json!({
             "id": destination.id,
             "object": "event_destination",
             "name": destination.name,
             "type": destination.r#type,
             "reason": or_null(&destination.reason),
         }),
-        Some(v1::event::Data::Credential(credential)) => json!({
+        Data::Credential(credential) => json!({
             "id": credential.id,
             "object": "credential",
             "name": credential.name,
@@ -441,7 +561,7 @@ pub fn event(event: &v1::Event) -> Value {
             "status": credential_status(credential.status),
             "failure": or_null(&credential.failure),
         }),
-        Some(v1::event::Data::Storage(storage)) => json!({
+        Data::Storage(storage) => json!({
             "id": storage.id,
             "object": "storage",
             "kind": artifact_kind(storage.kind),
@@ -453,38 +573,5 @@ pub fn event(event: &v1::Event) -> Value {
             "task_id": storage.task_id,
             "created_at": time(storage.created_at_ms),
         }),
-        None => Value::Object(Map::new()),
-    };
-    json!({
-        "id": event.id,
-        "object": "event",
-        "type": event.r#type,
-        "seq": event.seq,
-        "data": data,
-        "created_at": time(event.created_at_ms),
-    })
-}
-
-fn run_summary(run: &v1::RunSummary) -> Value {
-    json!({
-        "id": run.id,
-        "object": "task_run",
-        "status": run_status(run.status),
-        "result": run_result(run.result),
-        "task_id": run.task_id,
-        "task_version": run.task_version,
-        "session_id": or_null(&run.session_id),
-        "agent_id": or_null(&run.agent_id),
-        "source_id": or_null(&run.source_id),
-        "credential_id": or_null(&run.credential_id),
-        "attempt": run.attempt,
-        "runtime_ms": run.runtime_ms,
-        "errors": errors(&run.errors),
-        "interaction": interaction(run.interaction.as_ref()),
-        "metadata": run.metadata,
-        "retry_of": or_null(&run.retry_of),
-        "created_at": time(run.created_at_ms),
-        "started_at": optional_time(run.started_at_ms),
-        "finished_at": optional_time(run.finished_at_ms),
-    })
+    }
 }

@@ -171,8 +171,12 @@ pub(crate) fn now_ms() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }
 
-static INSERT: MultiRow =
-    MultiRow::new("INSERT INTO event (position, object, seq, id, created_at, payload) VALUES", "(?,?,?,?,?,?)", "");
+// `OR ROLLBACK`: a row that does not fit ends the transaction, so SQLite need not be able to take back this statement alone.
+static INSERT: MultiRow = MultiRow::new(
+    "INSERT OR ROLLBACK INTO event (position, object, seq, id, created_at, payload) VALUES",
+    "(?,?,?,?,?,?)",
+    "",
+);
 
 impl<L: Ledger> Outbox<L> {
     /// Registers this process as a writer. The publisher must be run for events to reach the stream.

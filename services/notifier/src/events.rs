@@ -48,7 +48,7 @@ pub fn outgoing(id: EventId, event: &v1::Event, protobuf: Bytes) -> Result<Messa
         object_id: event.object_id.clone(),
         seq: event.seq,
         created_at: Timestamp(event.created_at_ms),
-        json: serde_json::to_vec(&json::event(event))?.into(),
+        json: json::event_text(event)?.into(),
         protobuf,
         traceparent: (!event.traceparent.is_empty()).then(|| event.traceparent.clone()),
         now: Timestamp(0),

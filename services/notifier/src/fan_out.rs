@@ -47,7 +47,7 @@ pub fn telling(payload: &[u8]) -> Result<Telling, String> {
     if event.data.is_none() {
         return Err("it says nothing of its object: data is missing, or of a kind not known here".into());
     }
-    let json = serde_json::to_vec(&json::event(&event)).map_err(|error| error.to_string())?;
+    let json = json::event_text(&event).map_err(|error| error.to_string())?;
     Ok(Telling { id, json, event })
 }
 

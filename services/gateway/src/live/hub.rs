@@ -67,7 +67,10 @@ impl Heard {
 #[must_use]
 pub(super) fn frame(event: &v1::Event) -> Bytes {
     // JSON has no line breaks outside of strings, and escapes those within.
-    format!("id: {}\nevent: {}\ndata: {}\n\n", event.id, event.r#type, json::event(event)).into()
+    let mut frame = format!("id: {}\nevent: {}\ndata: ", event.id, event.r#type).into_bytes();
+    frame.extend(json::event_text(event).unwrap_or_default());
+    frame.extend(b"\n\n");
+    frame.into()
 }
 
 /// What to listen to.
