@@ -430,8 +430,10 @@ impl World {
 
     fn calm_down(&mut self) {
         self.say("world", "nothing goes wrong from now on");
-        (self.calm, self.calm_since) = (true, self.now);
-        self.checks.calm_since = Some(self.now);
+        // Who is stalled stays so until its time is over: what was to reach it waits till then.
+        let stalled = self.slots.iter().filter_map(|slot| slot.process.as_ref()).map(|process| process.stalled_until);
+        (self.calm, self.calm_since) = (true, stalled.max().unwrap_or(0).max(self.now));
+        self.checks.calm_since = Some(self.calm_since);
         if !self.broker.is_up {
             self.broker.is_up = true;
         }
@@ -439,7 +441,6 @@ impl World {
             self.slots[slot].cut_until = 0;
             if let Some(process) = &mut self.slots[slot].process {
                 process.line.calm_down();
-                process.stalled_until = 0;
                 process.skew = 0;
             }
         }
