@@ -27,6 +27,9 @@ const CHECKPOINTS: i64 = 64;
 /// What a page of events read again holds.
 const PAGE: i64 = 512;
 
+/// By writer: the greatest place in the stream that an event of its got, and the event's id.
+type Acked = HashMap<i64, (u64, String)>;
+
 /// The task that publishes; run it until shutdown.
 #[derive(Debug)]
 pub struct Publisher<L = Db, S = Bus> {
@@ -41,8 +44,7 @@ pub struct Publisher<L = Db, S = Bus> {
     backlog: Arc<Backlog>,
     /// The last of our events that the stream has, with all before it.
     published: i64,
-    /// By writer: the greatest place in the stream that an event of its got, and the event's id.
-    acked: HashMap<i64, (u64, String)>,
+    acked: Acked,
     flushed: i64,
 }
 
@@ -271,7 +273,7 @@ impl<L: Ledger, S: EventStream> Publisher<L, S> {
         // How far this writer is stands in the store only from time to time. What it had published since then is nobody
         // else's to publish again. (The simulator found it, seed 865353046071.)
         until.insert(self.writer, self.published);
-        let gaps = self.gaps().await?;
+        let (gaps, found) = self.gaps().await?;
         let begun = self.ledger.begun().await?;
         let since = gaps.iter().map(|gap| gap.since).chain(left.iter().map(|one| one.since)).chain(begun).min();
         let Some(since) = since else { return Ok(()) };
@@ -284,9 +286,11 @@ impl<L: Ledger, S: EventStream> Publisher<L, S> {
         }
         if !gaps.is_empty() {
             tracing::warn!(since, writers = gaps.len(), "the event stream has a gap; publishing again from the store");
-            // The stream counts anew: what it said before means nothing.
-            self.acked.clear();
         }
+        // Where the stream counts anew, what it said before means nothing. Where it holds what it did, an event that is
+        // published again may stand before one that was not: a checkpoint names the last of both. (The simulator found
+        // it, seed 868347009678.)
+        self.acked = found;
         self.ledger.begin(since).await?;
         // What is published again gets other places. A checkpoint of before may fit one of them by chance, and would then
         // vouch for events that came to stand behind it.
@@ -331,30 +335,34 @@ impl<L: Ledger, S: EventStream> Publisher<L, S> {
         self.publish_again(i64::MAX).await
     }
 
-    /// By writer, from when on the stream lacks events that were marked as published.
-    async fn gaps(&self) -> Result<Vec<Gap>, RecoverError> {
-        let mut gaps = Vec::new();
+    /// By writer, from when on the stream lacks events that were marked as published; and the place that is known to hold
+    /// the last of those that it has.
+    async fn gaps(&self) -> Result<(Vec<Gap>, Acked), RecoverError> {
+        let (mut gaps, mut found) = (Vec::new(), Acked::new());
         for (writer, mark) in self.ledger.writers().await? {
             let mark = if writer == self.writer { self.published } else { mark };
             if mark < first_position(writer) {
                 continue;
             }
-            if let Some(from) = self.lost_from(writer, mark).await?
+            let (lost_from, last) = self.compare(writer, mark).await?;
+            found.extend(last.map(|last| (writer, last)));
+            if let Some(from) = lost_from
                 && let Some(since) = self.ledger.oldest(from, mark).await?
             {
                 gaps.push(Gap { writer, from, mark, since });
             }
         }
-        Ok(gaps)
+        Ok((gaps, found))
     }
 
-    /// The position behind which the stream lacks events of this writer; none where it has all up to its mark.
-    async fn lost_from(&self, writer: i64, mark: i64) -> Result<Option<i64>, RecoverError> {
+    /// The position behind which the stream lacks events of this writer, none where it has all up to its mark; and where
+    /// the last of those is that it has.
+    async fn compare(&self, writer: i64, mark: i64) -> Result<(Option<i64>, Option<(u64, String)>), RecoverError> {
         let stream = self.link.extent().await?;
         let mut newest = true;
         if let (true, Some((sequence, id))) = (writer == self.writer, self.acked.get(&writer)) {
             if self.stream_has(*sequence, id).await? {
-                return Ok(None);
+                return Ok((None, Some((*sequence, id.clone()))));
             }
             newest = false;
         }
@@ -363,11 +371,11 @@ impl<L: Ledger, S: EventStream> Publisher<L, S> {
             let expired = stream_sequence < stream.first && stream_sequence <= stream.last;
             if expired || self.stream_has(stream_sequence, &message_id).await? {
                 let complete = newest && position >= mark;
-                return Ok((!complete).then_some(position));
+                return Ok(((!complete).then_some(position), Some((stream_sequence, message_id))));
             }
             newest = false;
         }
-        Ok(Some(first_position(writer) - 1))
+        Ok((Some(first_position(writer) - 1), None))
     }
 
     async fn stream_has(&self, sequence: u64, id: &str) -> Result<bool, RecoverError> {
