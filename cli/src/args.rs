@@ -618,6 +618,9 @@ pub(crate) struct BenchArgs {
     /// Runs one after the other, in the unloaded part
     #[arg(long, value_name = "N", default_value_t = 500)]
     pub(crate) unloaded: usize,
+    /// Seconds at half of the loaded part's rate, behind it; 0: that part is left out
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) half_rate_seconds: u32,
     /// Runs in one submit request of the loaded part
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = batch)]
     pub(crate) batch: usize,
@@ -643,6 +646,23 @@ pub(crate) enum BenchCommand {
     Http(BenchHttpArgs),
     /// Measures the notifier: webhooks to receivers in this process, alone and beside bad ones
     Notifier(BenchNotifierArgs),
+    /// Measures the timeout-watcher: the memory of many deadlines, and how late they are told
+    Watcher(BenchWatcherArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchWatcherArgs {
+    /// Deadlines that are armed
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    pub(crate) deadlines: u64,
+    /// Those of them that pass, one after the other
+    #[arg(long, value_name = "N", default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) due: u64,
+    /// Within so many seconds, a minute after the start
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    pub(crate) seconds: u32,
+    #[command(flatten)]
+    pub(crate) nats_server: NatsServerArg,
 }
 
 #[derive(Debug, Args)]

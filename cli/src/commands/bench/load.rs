@@ -145,6 +145,52 @@ impl Load<'_> {
     }
 }
 
+impl Load<'_> {
+    /// Submits `rate` runs a second for so long, however many are under way. Latencies are from when a run was to be
+    /// submitted: what comes too late to be submitted in time has waited.
+    pub(super) async fn open_loop(&self, rate: f64, time: Duration) -> anyhow::Result<Measured> {
+        let runs = (rate * time.as_secs_f64()).ceil() as usize;
+        let started = Instant::now();
+        let mut set = JoinSet::new();
+        for number in 0..runs {
+            let due = started + Duration::from_secs_f64(number as f64 / rate);
+            tokio::time::sleep_until(due).await;
+            let at = number % self.clients.len();
+            let (client, run) = (self.clients[at].clone(), NewRun::of_task(&self.tasks[at])?);
+            let wait = self.seen.runs.expect(run.id());
+            set.spawn(async move {
+                let id = run.id();
+                client.submit(run).await?;
+                let at = completed(&client, id, wait).await?;
+                anyhow::Ok((at.saturating_duration_since(due), at))
+            });
+        }
+        let mut latency = Histogram::new(3)?;
+        let mut last = started;
+        while let Some(one) = set.join_next().await {
+            let (took, at) = one??;
+            latency.record(u64::try_from(took.as_micros())?)?;
+            last = last.max(at);
+        }
+        Ok(Measured { runs, took: last - started, latency })
+    }
+}
+
+/// When the client has seen that a run is completed.
+async fn completed(
+    client: &Client,
+    run: RunId,
+    wait: oneshot::Receiver<(Instant, RunStatus)>,
+) -> anyhow::Result<Instant> {
+    let in_time = tokio::time::timeout(PATIENCE, wait).await;
+    let (at, status) =
+        in_time.with_context(|| format!("{run} has no final event after {} s", PATIENCE.as_secs()))??;
+    if status != RunStatus::Completed {
+        bail!("{run} is {}: {:?}", status.as_str(), client.get_run(run).await?.errors);
+    }
+    Ok(at)
+}
+
 /// One place: its latencies, and when it saw its last event.
 async fn work(
     client: &Client,
@@ -168,12 +214,7 @@ async fn work(
             outcome?;
         }
         for (run, wait) in waits {
-            let in_time = tokio::time::timeout(PATIENCE, wait).await;
-            let (at, status) =
-                in_time.with_context(|| format!("{run} has no final event after {} s", PATIENCE.as_secs()))??;
-            if status != RunStatus::Completed {
-                bail!("{run} is {}: {:?}", status.as_str(), client.get_run(run).await?.errors);
-            }
+            let at = completed(client, run, wait).await?;
             latency.record(u64::try_from((at - submitted).as_micros())?)?;
             last = last.max(Some(at));
         }

@@ -16,20 +16,23 @@ impl Peaks {
     }
 }
 
-/// Linux keeps the peak; elsewhere `ps` tells what it is now.
-fn of(pid: u32) -> Option<u64> {
+/// What a process has had at most. Linux keeps the peak; elsewhere it is what it has now.
+pub(super) fn of(pid: u32) -> Option<u64> {
     match std::fs::read_to_string(format!("/proc/{pid}/status")) {
-        Ok(status) => peak(&status),
-        Err(_) => {
-            let output = Command::new("ps").args(["-o", "rss=", "-p", &pid.to_string()]).output().ok()?;
-            let kilobytes: u64 = String::from_utf8(output.stdout).ok()?.trim().parse().ok()?;
-            Some(kilobytes * 1024)
-        }
+        Ok(status) => line(&status, "VmHWM:"),
+        Err(_) => resident(pid),
     }
 }
 
-fn peak(status: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+/// What a process has now.
+pub(super) fn resident(pid: u32) -> Option<u64> {
+    let output = Command::new("ps").args(["-o", "rss=", "-p", &pid.to_string()]).output().ok()?;
+    let kilobytes: u64 = String::from_utf8(output.stdout).ok()?.trim().parse().ok()?;
+    Some(kilobytes * 1024)
+}
+
+fn line(status: &str, name: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
     let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kilobytes * 1024)
 }
@@ -41,7 +44,7 @@ mod tests {
     #[test]
     fn the_peak_stands_in_the_status() {
         let status = "Name:\terrand\nVmPeak:\t  999999 kB\nVmHWM:\t   51234 kB\nVmRSS:\t   40000 kB\n";
-        assert_eq!(peak(status), Some(51_234 * 1024));
-        assert_eq!(peak("Name:\terrand\n"), None);
+        assert_eq!(line(status, "VmHWM:"), Some(51_234 * 1024));
+        assert_eq!(line("Name:\terrand\n", "VmHWM:"), None);
     }
 }

@@ -7,6 +7,7 @@ mod memory;
 mod noop;
 mod notifier;
 mod report;
+mod watcher;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -46,6 +47,7 @@ pub(crate) async fn run(args: BenchArgs, global: &Global, out: Output) -> anyhow
     let scratch = tempfile::tempdir()?;
     match &args.command {
         Some(BenchCommand::Http(http)) => return http::run(http, global, scratch.path(), out).await,
+        Some(BenchCommand::Watcher(watcher)) => return watcher::run(watcher, global, scratch.path(), out).await,
         Some(BenchCommand::Notifier(notifier)) => return notifier::run(notifier, global, scratch.path(), out).await,
         None => {}
     }
@@ -84,11 +86,19 @@ async fn measure(args: &BenchArgs, rig: &Rig, out: Output) -> anyhow::Result<Rep
     say(format!("loaded: {} runs, {} in flight", args.runs, args.concurrency));
     let loaded = load.closed_loop(args.runs, args.concurrency, args.batch).await?;
     let memory = memory::Peaks::now(rig.nats_pid);
+    let half_rate = half_rate(args, load, &loaded, say).await?;
     say("counting what is in the store".to_owned());
-    let verified = verify(&clients, &tasks, &seen, warm_up + args.unloaded + args.runs).await?;
+    let verified = verify(
+        &clients,
+        &tasks,
+        &seen,
+        warm_up + args.unloaded + args.runs + half_rate.as_ref().map_or(0, |part| part.runs),
+    )
+    .await?;
     Ok(Report {
         unloaded,
         loaded,
+        half_rate,
         memory,
         verified,
         durability: rig.durability.clone(),
@@ -98,6 +108,21 @@ async fn measure(args: &BenchArgs, rig: &Rig, out: Output) -> anyhow::Result<Rep
         sessions: rig.sessions,
         broker: rig.bus.broker_version(),
     })
+}
+
+/// As many runs a second as half of what the loaded part made, one by one and whether or not those before are done.
+async fn half_rate(
+    args: &BenchArgs,
+    load: Load<'_>,
+    loaded: &load::Measured,
+    say: impl Fn(String),
+) -> anyhow::Result<Option<load::Measured>> {
+    if args.half_rate_seconds == 0 {
+        return Ok(None);
+    }
+    let rate = report::rate(loaded) / 2.0;
+    say(format!("half of that: {rate:.0} runs a second for {} s", args.half_rate_seconds));
+    load.open_loop(rate, Duration::from_secs(args.half_rate_seconds.into())).await.map(Some)
 }
 
 /// Whether the store has all runs, each completed by its three events, and nothing else.

@@ -49,6 +49,7 @@ pub(super) struct Verified {
 pub(super) struct Report {
     pub(super) unloaded: Measured,
     pub(super) loaded: Measured,
+    pub(super) half_rate: Option<Measured>,
     pub(super) memory: Peaks,
     pub(super) verified: Verified,
     pub(super) durability: Durability,
@@ -83,6 +84,7 @@ impl Report {
             },
             "unloaded": figures(&self.unloaded),
             "loaded": figures(&self.loaded),
+            "half_rate": self.half_rate.as_ref().map(figures),
             "peak_memory": {
                 "stack_bytes": self.memory.stack,
                 "nats_server_bytes": self.memory.nats_server,
@@ -99,7 +101,8 @@ impl Report {
 
     fn as_text(&self) -> String {
         let mut rows = table(["", "RUNS", "RUNS/S", "P50 MS", "P99 MS", "MAX MS"]);
-        for (name, measured) in [("one at a time", &self.unloaded), ("loaded", &self.loaded)] {
+        let parts = [("one at a time", &self.unloaded), ("loaded", &self.loaded)];
+        for (name, measured) in parts.into_iter().chain(self.half_rate.as_ref().map(|part| ("half of that", part))) {
             let latency = |quantile| format!("{:.2}", milliseconds(&measured.latency, quantile));
             rows.add_row([
                 name.to_owned(),
