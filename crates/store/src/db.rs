@@ -144,13 +144,11 @@ impl Db {
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(Duration::from_secs(10))
             .pragma("cache_size", "-32768")
-            .pragma("mmap_size", "268435456")
             .pragma("journal_size_limit", "67108864")
             .pragma("wal_autocheckpoint", "4000")
             // Where a statement of many rows fails, SQLite takes back those that it has written: it keeps them in a file per
             // statement otherwise, which costs a fifth of the load.
-            .pragma("temp_store", "MEMORY")
-            .optimize_on_close(true, 400);
+            .pragma("temp_store", "MEMORY");
         // Two processes that start at once must not both migrate; SQLite has no advisory lock, the file system has. Nor
         // both open it: the change to WAL is refused at once while another is there, whatever the busy timeout.
         let failed = |error| StoreError::Folder(folder.to_owned(), error);

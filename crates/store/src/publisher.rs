@@ -45,6 +45,8 @@ pub struct Publisher<L = Db, S = Bus> {
     /// The last of our events that the stream has, with all before it.
     published: i64,
     acked: Acked,
+    /// What was to be published again was: while the last event of this writer is where it was, all before it are.
+    whole: bool,
     flushed: i64,
 }
 
@@ -60,7 +62,19 @@ impl<L: Ledger, S: EventStream> Publisher<L, S> {
         let published = first_position(writer) - 1;
         let link = stream.clone();
         let acked = HashMap::new();
-        Self { ledger, stream, link, writer, orders, behind, backlog, published, acked, flushed: published }
+        Self {
+            ledger,
+            stream,
+            link,
+            writer,
+            orders,
+            behind,
+            backlog,
+            published,
+            acked,
+            whole: true,
+            flushed: published,
+        }
     }
 
     /// Publishes until shutdown, and then what still waits, as long as the broker takes it.
@@ -276,6 +290,10 @@ impl<L: Ledger, S: EventStream> Publisher<L, S> {
         let (gaps, found) = self.gaps().await?;
         let begun = self.ledger.begun().await?;
         let since = gaps.iter().map(|gap| gap.since).chain(left.iter().map(|one| one.since)).chain(begun).min();
+        // Where the stream counts anew, what it said before means nothing. Where it holds what it did, an event that is
+        // published again may stand before one that was not: a checkpoint names the last of both. (The simulator found
+        // it, seed 868347009678.)
+        (self.acked, self.whole) = (found, since.is_none());
         let Some(since) = since else { return Ok(()) };
         // What was committed since then is its writer's to publish: what it follows may have been made, by its writer's
         // clock, before `since`, and would be overtaken. (The simulator found it, seed 597031000269, and a storm.)
@@ -287,10 +305,6 @@ impl<L: Ledger, S: EventStream> Publisher<L, S> {
         if !gaps.is_empty() {
             tracing::warn!(since, writers = gaps.len(), "the event stream has a gap; publishing again from the store");
         }
-        // Where the stream counts anew, what it said before means nothing. Where it holds what it did, an event that is
-        // published again may stand before one that was not: a checkpoint names the last of both. (The simulator found
-        // it, seed 868347009678.)
-        self.acked = found;
         self.ledger.begin(since).await?;
         // What is published again gets other places. A checkpoint of before may fit one of them by chance, and would then
         // vouch for events that came to stand behind it.
@@ -302,7 +316,9 @@ impl<L: Ledger, S: EventStream> Publisher<L, S> {
             self.checkpoint(gap.writer, gap.mark).await?;
         }
         self.advance(left, before).await?;
-        Ok(self.ledger.end().await?)
+        self.ledger.end().await?;
+        self.whole = true;
+        Ok(())
     }
 
     /// Writes down that what was left behind has been published.
@@ -360,7 +376,7 @@ impl<L: Ledger, S: EventStream> Publisher<L, S> {
     async fn compare(&self, writer: i64, mark: i64) -> Result<(Option<i64>, Option<(u64, String)>), RecoverError> {
         let stream = self.link.extent().await?;
         let mut newest = true;
-        if let (true, Some((sequence, id))) = (writer == self.writer, self.acked.get(&writer)) {
+        if let (true, Some((sequence, id))) = (writer == self.writer && self.whole, self.acked.get(&writer)) {
             if self.stream_has(*sequence, id).await? {
                 return Ok((None, Some((*sequence, id.clone()))));
             }

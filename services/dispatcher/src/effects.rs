@@ -1,17 +1,18 @@
 //! What a change asks of others, sent at the moment of its commit: one request per receiver and batch. What gets no
 //! answer is sent again by the sweep.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use errand_bus::RequestError;
-use errand_core::run::{Command, Effect, Lease, LostReason, Run, State, StopReason};
+use errand_core::run::{Command, Effect, Lease, LostReason, Run, RunStatus, State, StopReason};
 use errand_core::{RunId, RunnerId, limits};
 use errand_proto::v1;
 use tokio::sync::OnceCell;
 use tokio_util::task::TaskTracker;
 
 use crate::engine::Handle;
+use crate::store::OpenKey;
 use crate::world::World;
 
 /// Sends effects. Cheap to clone.
@@ -36,16 +37,20 @@ struct Inner<W> {
 #[derive(Debug, Default)]
 struct Seen {
     epoch: String,
-    /// Runs that the pool of this epoch knows to wait, and for which attempt: a run that waits again is another matter.
-    waiting: HashSet<(RunId, u32)>,
-    /// Lease tokens whose runner has taken the run.
-    assigned: HashSet<u64>,
+    /// Runs that the pool of this epoch knows to wait, and in which version: a run that waits again is another matter.
+    waiting: HashMap<RunId, u64>,
+    /// Runs that their runner has taken, and in which version.
+    assigned: HashMap<RunId, u64>,
 }
 
 /// One batch's effects by receiver.
 #[derive(Default)]
 struct Grouped {
     wants: Vec<v1::Want>,
+    /// The runs of the wants, with their versions.
+    wanting: Vec<(RunId, u64)>,
+    /// The runs of the releases.
+    over: Vec<RunId>,
     releases: Vec<v1::Release>,
     assign: BTreeMap<RunnerId, Vec<(Run, Lease)>>,
     stop: Vec<(RunId, Lease)>,
@@ -79,17 +84,17 @@ impl<W: World> Effects<W> {
 
     /// Whether something that this run waits for has to be sent once more: its consequence was not seen.
     #[must_use]
-    pub fn is_owed(&self, run: &Run) -> bool {
+    pub fn is_owed(&self, run: &OpenKey) -> bool {
         let seen = self.seen();
-        match &run.state {
-            State::Queued { .. } => !seen.waiting.contains(&(run.id, run.attempt)),
-            State::Running(active) => !seen.assigned.contains(&active.lease.token),
-            State::Canceling { .. } => true,
-            State::InteractionRequired { .. }
-            | State::ReviewRequired { .. }
-            | State::Completed
-            | State::Failed
-            | State::Canceled => false,
+        match run.status {
+            RunStatus::Queued => seen.waiting.get(&run.id) != Some(&run.seq),
+            RunStatus::Running => seen.assigned.get(&run.id) != Some(&run.seq),
+            RunStatus::Canceling => true,
+            RunStatus::InteractionRequired
+            | RunStatus::ReviewRequired
+            | RunStatus::Completed
+            | RunStatus::Failed
+            | RunStatus::Canceled => false,
         }
     }
 
@@ -123,10 +128,10 @@ impl<W: World> Effects<W> {
     }
 
     /// Only these are open: what was seen of others is over.
-    pub fn keep(&self, waiting: &HashSet<(RunId, u32)>, assigned: &HashSet<u64>) {
+    pub fn keep(&self, waiting: &HashSet<RunId>, assigned: &HashSet<RunId>) {
         let mut seen = self.seen();
-        seen.waiting.retain(|one| waiting.contains(one));
-        seen.assigned.retain(|token| assigned.contains(token));
+        seen.waiting.retain(|run_id, _| waiting.contains(run_id));
+        seen.assigned.retain(|run_id, _| assigned.contains(run_id));
     }
 
     fn seen(&self) -> std::sync::MutexGuard<'_, Seen> {
@@ -134,11 +139,11 @@ impl<W: World> Effects<W> {
     }
 
     fn send_grouped(&self, grouped: Grouped) {
-        let Grouped { wants, releases, assign, stop } = grouped;
+        let Grouped { wants, wanting, over, releases, assign, stop } = grouped;
         {
             let mut seen = self.seen();
-            for lease in releases.iter().filter_map(|release| release.lease.as_ref()) {
-                seen.assigned.remove(&lease.token);
+            for run_id in over {
+                seen.assigned.remove(&run_id);
             }
         }
         // A run that left the session that it lost and waits again: the pool hears of the loss first.
@@ -146,7 +151,7 @@ impl<W: World> Effects<W> {
             let this = self.clone();
             self.0.tracker.spawn(async move {
                 this.release(releases).await;
-                this.acquire(wants).await;
+                this.acquire(wants, wanting).await;
             });
         }
         for (runner, runs) in assign {
@@ -159,17 +164,15 @@ impl<W: World> Effects<W> {
         }
     }
 
-    async fn acquire(&self, wants: Vec<v1::Want>) {
+    async fn acquire(&self, wants: Vec<v1::Want>, wanting: Vec<(RunId, u64)>) {
         if wants.is_empty() {
             return;
         }
-        let known = |want: &v1::Want| Some((want.run_id.parse().ok()?, want.attempt));
-        let ids: Vec<(RunId, u32)> = wants.iter().filter_map(known).collect();
         let request = v1::AcquireRequest { wants };
         match self.0.world.acquire(request).await {
             Ok(answer) => {
                 self.pool_epoch(&answer.epoch);
-                self.seen().waiting.extend(ids);
+                self.seen().waiting.extend(wanting);
                 for refusal in answer.refusals {
                     tracing::info!(run = refusal.run_id, "the session that the run wants is not available");
                 }
@@ -191,12 +194,12 @@ impl<W: World> Effects<W> {
 
     async fn assign(&self, runner: RunnerId, runs: Vec<(Run, Lease)>) {
         let mut assignments = Vec::with_capacity(runs.len());
-        let mut taken: HashSet<u64> = HashSet::with_capacity(runs.len());
+        let mut taken: HashMap<u64, (RunId, u64)> = HashMap::with_capacity(runs.len());
         for (run, lease) in &runs {
-            self.seen().waiting.remove(&(run.id, run.attempt));
+            self.seen().waiting.remove(&run.id);
             match self.0.world.task(run.spec.task_id, run.spec.task_version).await {
                 Ok(Some(task)) => {
-                    taken.insert(lease.token);
+                    taken.insert(lease.token, (run.id, run.seq));
                     assignments.push(assignment(run, *lease, &task.task.definition.prompt, &task.program));
                 }
                 Ok(None) | Err(_) => {
@@ -211,7 +214,7 @@ impl<W: World> Effects<W> {
                 for refusal in &answer.refusals {
                     taken.remove(&refusal.lease_token);
                 }
-                self.seen().assigned.extend(taken);
+                self.seen().assigned.extend(taken.into_values());
                 for refusal in answer.refusals {
                     self.refused(refusal).await;
                 }
@@ -255,9 +258,13 @@ impl Grouped {
     fn add(&mut self, run: &Run, effect: Effect) {
         let run_id = run.id.to_string();
         match effect {
-            Effect::Acquire => self.wants.extend(v1::Want::of(run)),
+            Effect::Acquire => {
+                self.wants.extend(v1::Want::of(run));
+                self.wanting.push((run.id, run.seq));
+            }
             Effect::Withdraw => self.releases.push(v1::Release { run_id, lease: None, discard: false }),
             Effect::Release { lease, discard } => {
+                self.over.push(run.id);
                 self.releases.push(v1::Release { run_id, lease: Some(lease.into()), discard });
             }
             Effect::Assign(lease) => self.assign.entry(lease.runner_id).or_default().push((run.clone(), lease)),

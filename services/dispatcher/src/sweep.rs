@@ -4,17 +4,21 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use errand_core::RunId;
-use errand_core::run::{Run, RunStatus};
+use errand_core::run::RunStatus;
 use errand_store::StoreError;
 use tokio_util::sync::CancellationToken;
 
 use crate::effects::Effects;
+use crate::store::OpenKey;
 use crate::world::World;
 
 const EVERY: Duration = Duration::from_secs(5);
 /// A run that has just changed is not swept: what its change asks for is under way.
 const SETTLED_MS: u64 = 3_000;
-const PAGE: u32 = 1_000;
+/// Keys that are read at once.
+const PAGE: u32 = 10_000;
+/// Runs that are read whole, and asked for in one message.
+const AT_ONCE: usize = 1_000;
 
 /// Sweeps until shutdown.
 ///
@@ -40,14 +44,16 @@ async fn sweep<W: World>(world: &W, effects: &Effects<W>) -> Result<(), StoreErr
     let mut after: Option<RunId> = None;
     let (mut waiting, mut assigned) = (HashSet::new(), HashSet::new());
     loop {
-        let page = world.open_runs(after, PAGE).await?;
+        let page = world.open_keys(after, PAGE).await?;
         let now = world.now();
-        let is_due = |run: &&Run| now.millis_since(run.updated_at) >= SETTLED_MS && effects.is_owed(run);
-        let due: Vec<RunId> = page.iter().filter(is_due).map(|run| run.id).collect();
-        // Once more, whole: the page holds no inputs.
-        effects.send_again(&world.runs(&due).await?);
-        waiting.extend(page.iter().filter(|run| run.status() == RunStatus::Queued).map(|run| (run.id, run.attempt)));
-        assigned.extend(page.iter().filter_map(Run::lease).map(|lease| lease.token));
+        let is_due = |key: &&OpenKey| now.millis_since(key.updated_at) >= SETTLED_MS && effects.is_owed(key);
+        let due: Vec<RunId> = page.iter().filter(is_due).map(|key| key.id).collect();
+        for due in due.chunks(AT_ONCE) {
+            effects.send_again(&world.runs(due).await?);
+        }
+        let of = |status| page.iter().filter(move |key| key.status == status).map(|key| key.id);
+        waiting.extend(of(RunStatus::Queued));
+        assigned.extend(of(RunStatus::Running));
         match page.last() {
             Some(last) if page.len() == PAGE as usize => after = Some(last.id),
             _ => break,

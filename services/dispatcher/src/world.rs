@@ -14,7 +14,7 @@ use errand_store::{Db, Ledger, Outbox, StoreError};
 use uuid::Uuid;
 
 use crate::catalog::{Catalog, Compiled};
-use crate::store::{Batch, Store};
+use crate::store::{Batch, OpenKey, Store};
 
 /// How long one receiver of effects may take.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -39,8 +39,12 @@ pub trait World: Clone + Send + Sync + 'static {
     fn outbox(&self) -> &Outbox<Self::Ledger>;
     /// As [`Store::runs`].
     fn runs(&self, ids: &[RunId]) -> impl Future<Output = Result<Vec<Run>, StoreError>> + Send;
-    /// As [`Store::open_runs`].
-    fn open_runs(&self, after: Option<RunId>, limit: u32) -> impl Future<Output = Result<Vec<Run>, StoreError>> + Send;
+    /// As [`Store::open_keys`].
+    fn open_keys(
+        &self,
+        after: Option<RunId>,
+        limit: u32,
+    ) -> impl Future<Output = Result<Vec<OpenKey>, StoreError>> + Send;
     /// As [`Store::commit`].
     fn commit(&self, batch: &mut Batch) -> impl Future<Output = Result<HashSet<RunId>, StoreError>> + Send;
     /// As [`Store::touch`].
@@ -109,8 +113,8 @@ impl World for Live {
         self.store.runs(ids).await
     }
 
-    async fn open_runs(&self, after: Option<RunId>, limit: u32) -> Result<Vec<Run>, StoreError> {
-        self.store.open_runs(after, limit).await
+    async fn open_keys(&self, after: Option<RunId>, limit: u32) -> Result<Vec<OpenKey>, StoreError> {
+        self.store.open_keys(after, limit).await
     }
 
     async fn commit(&self, batch: &mut Batch) -> Result<HashSet<RunId>, StoreError> {

@@ -20,6 +20,10 @@ const SHOW_EVERY: Duration = Duration::from_secs(5);
 /// Between two snapshots at least, whatever calls for them.
 const SNAPSHOT_GAP: Duration = Duration::from_secs(2);
 
+/// A pause so many times as long as a snapshot took: with hundreds of thousands of runs it takes seconds, and its
+/// reading is the dispatcher's work. What was missed meanwhile is told by events as well.
+const SNAPSHOT_REST: u32 = 9;
+
 /// Runs a watcher until shutdown.
 ///
 /// # Errors
@@ -103,9 +107,10 @@ async fn snapshots(bus: Bus, watch: Arc<Watch>, every: Duration, shutdown: Cance
             () = shutdown.cancelled() => break,
         };
         let again = async {
+            let started = tokio::time::Instant::now();
             load(&asks, &watch).await;
             tracing::info!(armed = watch.status().armed, because, "the snapshot is loaded again");
-            tokio::time::sleep(SNAPSHOT_GAP).await;
+            tokio::time::sleep(SNAPSHOT_GAP.max(started.elapsed() * SNAPSHOT_REST)).await;
         };
         tokio::select! {
             () = again => {}

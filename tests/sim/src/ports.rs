@@ -8,7 +8,7 @@ use errand_bus::{BusError, RequestError};
 use errand_core::run::{LeaseToken, Run};
 use errand_core::{Error, EventId, RunId, RunnerId, TaskId, Timestamp};
 use errand_dispatcher::catalog::Compiled;
-use errand_dispatcher::store::Batch;
+use errand_dispatcher::store::{Batch, OpenKey};
 use errand_dispatcher::world::World;
 use errand_proto::v1;
 use errand_runner::simulated;
@@ -215,6 +215,17 @@ pub(crate) struct Around {
     pub(crate) outbox: Outbox<Book>,
 }
 
+impl Around {
+    /// Whole, for who asks for deadlines.
+    pub(crate) fn open_runs(
+        &self,
+        after: Option<RunId>,
+        limit: u32,
+    ) -> impl Future<Output = Result<Vec<Run>, StoreError>> + Send {
+        self.line.store("open runs".into(), move |stores| stores.open_runs(after, limit))
+    }
+}
+
 impl World for Around {
     type Ledger = Book;
 
@@ -242,8 +253,12 @@ impl World for Around {
         }
     }
 
-    fn open_runs(&self, after: Option<RunId>, limit: u32) -> impl Future<Output = Result<Vec<Run>, StoreError>> + Send {
-        self.line.store("open runs".into(), move |stores| stores.open_runs(after, limit))
+    fn open_keys(
+        &self,
+        after: Option<RunId>,
+        limit: u32,
+    ) -> impl Future<Output = Result<Vec<OpenKey>, StoreError>> + Send {
+        self.line.store("open keys".into(), move |stores| stores.open_keys(after, limit))
     }
 
     async fn commit(&self, batch: &mut Batch) -> Result<HashSet<RunId>, StoreError> {

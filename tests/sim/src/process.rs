@@ -332,7 +332,6 @@ async fn dispatch(
             boxed(Ok(internal::released(&asked, &runs)))
         }
         Request::Deadlines(after) => {
-            use errand_dispatcher::world::World;
             let runs = around.open_runs(after.parse().ok(), 20).await;
             let runs = runs.map_err(|_| ErrorCode::API_UNAVAILABLE.with("the store is away"))?;
             let has_more = runs.len() == 20;

@@ -8,7 +8,7 @@ use std::collections::HashSet;
 
 use errand_core::run::{LeaseToken, Run};
 use errand_core::{RunId, RunnerId, Timestamp};
-use errand_dispatcher::store::Batch;
+use errand_dispatcher::store::{Batch, OpenKey};
 use errand_session_pool::pool::{Change, Decisions, Loss, Stored as StoredPool};
 use errand_store::{Checkpoint, Encoded, Left, Place, Staged, StoreError, Stored};
 use uuid::Uuid;
@@ -96,6 +96,7 @@ pub(crate) trait Tables {
 pub(crate) trait Backend {
     fn runs(&mut self, ids: &[RunId]) -> Result<Vec<Run>, StoreError>;
     fn open_runs(&mut self, after: Option<RunId>, limit: u32) -> Result<Vec<Run>, StoreError>;
+    fn open_keys(&mut self, after: Option<RunId>, limit: u32) -> Result<Vec<OpenKey>, StoreError>;
     fn touch(&mut self, seen: &[(RunId, Timestamp)]) -> Result<(), StoreError>;
     /// As the dispatcher's store: the conflicts, and the batch without what met one.
     fn commit_runs(&mut self, batch: &mut Batch) -> Result<HashSet<RunId>, StoreError>;
@@ -123,6 +124,10 @@ impl Stores {
 
     pub(crate) fn open_runs(&mut self, after: Option<RunId>, limit: u32) -> Result<Vec<Run>, StoreError> {
         self.backend.open_runs(after, limit)
+    }
+
+    pub(crate) fn open_keys(&mut self, after: Option<RunId>, limit: u32) -> Result<Vec<OpenKey>, StoreError> {
+        self.backend.open_keys(after, limit)
     }
 
     pub(crate) fn touch(&mut self, seen: &[(RunId, Timestamp)]) -> Result<(), StoreError> {

@@ -15,6 +15,7 @@ fn seeds_that_have_found_a_bug_find_none() {
         865_353_044_174,
         865_353_046_071,
         868_347_009_678,
+        870_196_000_809,
     ];
     for seed in [117, 231, 252, 384, 459, 482, 574, 576, 615, 630, 1013, 1349, 1500, 1530].into_iter().chain(far) {
         let options = options_of(seed);

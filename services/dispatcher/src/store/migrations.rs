@@ -1,6 +1,8 @@
 use errand_store::Migration;
 
-pub(super) const ALL: &[Migration] = &[Migration {
+pub(super) const ALL: &[Migration] = &[RUNS_AND_TASKS, OPEN_KEYS];
+
+const RUNS_AND_TASKS: Migration = Migration {
     version: 100,
     name: "runs and tasks",
     sqlite: "
@@ -69,4 +71,20 @@ pub(super) const ALL: &[Migration] = &[Migration {
             PRIMARY KEY (id, version)
         );
     ",
-}];
+};
+
+/// The sweep asks for these of every open run, every few seconds.
+const OPEN_KEYS: Migration = Migration {
+    version: 101,
+    name: "keys of open runs",
+    sqlite: "
+        DROP INDEX run_open;
+        CREATE INDEX run_open ON run (id, version, status, updated_at)
+            WHERE status IN ('queued', 'running', 'interaction_required', 'review_required', 'canceling');
+    ",
+    postgres: "
+        DROP INDEX run_open;
+        CREATE INDEX run_open ON run (id) INCLUDE (version, status, updated_at)
+            WHERE status IN ('queued', 'running', 'interaction_required', 'review_required', 'canceling');
+    ",
+};

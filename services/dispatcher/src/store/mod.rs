@@ -9,7 +9,7 @@ mod tasks;
 
 use errand_store::Db;
 
-pub use runs::{Batch, OpenRun};
+pub use runs::{Batch, OpenKey, OpenRun};
 pub use tasks::Current;
 
 /// The dispatcher's part of the store.

@@ -1,7 +1,7 @@
 use std::collections::HashSet;
 
 use bytes::Bytes;
-use errand_core::run::Run;
+use errand_core::run::{Run, RunStatus};
 use errand_core::{RunId, Timestamp};
 use errand_store::rows::MultiRow;
 use errand_store::{Db, PgStatements, Staged, StoreError};
@@ -24,6 +24,27 @@ pub struct Batch {
 /// A run that is not final, as sweeps and the timeout-watcher need it.
 pub type OpenRun = Run;
 
+/// As much of an open run as says whether something is owed to it: read from an index alone, since as many may wait as
+/// there is room for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OpenKey {
+    /// Which.
+    pub id: RunId,
+    /// Its version.
+    pub seq: u64,
+    /// Its state.
+    pub status: RunStatus,
+    /// When it changed last.
+    pub updated_at: Timestamp,
+}
+
+impl From<&Run> for OpenKey {
+    fn from(run: &Run) -> Self {
+        Self { id: run.id, seq: run.seq, status: run.status(), updated_at: run.updated_at }
+    }
+}
+
+type KeyRow = (Vec<u8>, i64, String, i64);
 type RunRow = (Vec<u8>, i64, String, Option<Vec<u8>>, Option<Vec<u8>>);
 
 // `OR ROLLBACK`: as for events, nothing takes back a statement and goes on.
@@ -34,17 +55,19 @@ static INSERT_RUN: MultiRow = MultiRow::new(
 );
 static INSERT_INPUT: MultiRow =
     MultiRow::new("INSERT OR ROLLBACK INTO run_input (run_id, input) VALUES", "(?,?)", "ON CONFLICT DO NOTHING");
+// The plus signs: SQLite must look each run up. With statistics of a time when there were few runs it reads them all
+// instead, and looks for each in an index of the values that it makes for that.
 static UPDATE_RUN: MultiRow = MultiRow::new(
     "UPDATE OR ROLLBACK run SET version = v.column3, status = v.column4, updated_at = v.column5,
          last_activity = MAX(run.last_activity, v.column6), document = v.column7, output = v.column8
      FROM (VALUES",
     "(?,?,?,?,?,?,?,?)",
-    ") AS v WHERE run.id = v.column1 AND run.version = v.column2 RETURNING run.id",
+    ") AS v WHERE run.id = +v.column1 AND run.version = +v.column2 RETURNING run.id",
 );
 static TOUCH: MultiRow = MultiRow::new(
     "UPDATE run SET last_activity = MAX(last_activity, v.column2) FROM (VALUES",
     "(?,?)",
-    ") AS v WHERE run.id = v.column1",
+    ") AS v WHERE run.id = +v.column1",
 );
 static SELECT: MultiRow = MultiRow::new(
     "SELECT r.id, r.last_activity, r.document, r.output, i.input FROM run r
@@ -73,6 +96,16 @@ pub(super) fn run_of(row: RunRow) -> Result<Run, StoreError> {
     run.output = output.map(Bytes::from);
     run.input = input.map(Bytes::from).unwrap_or_default();
     Ok(run)
+}
+
+fn key_of((id, seq, status, updated_at): KeyRow) -> Result<OpenKey, StoreError> {
+    let broken = || StoreError::Corrupt("the key of an open run".into());
+    Ok(OpenKey {
+        id: Uuid::from_slice(&id).map(RunId::from_uuid).map_err(|_| broken())?,
+        seq: u64::try_from(seq).map_err(|_| broken())?,
+        status: RunStatus::ALL.into_iter().find(|known| known.as_str() == status).ok_or_else(broken)?,
+        updated_at: Timestamp(updated_at),
+    })
 }
 
 fn ids_of(rows: Vec<(Vec<u8>,)>) -> impl Iterator<Item = RunId> {
@@ -167,6 +200,24 @@ impl Store {
             }
         };
         rows.into_iter().map(run_of).collect()
+    }
+
+    /// A page of the runs that are not final, by id, and of each no more than the index holds.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn open_keys(&self, after: Option<RunId>, limit: u32) -> Result<Vec<OpenKey>, StoreError> {
+        let sql = "SELECT id, version, status, updated_at FROM run
+                   WHERE status IN ('queued', 'running', 'interaction_required', 'review_required', 'canceling')
+                   AND id > $1 ORDER BY id LIMIT $2";
+        let after = after.map(key).unwrap_or_default();
+        let rows: Vec<KeyRow> = match &self.db {
+            Db::Sqlite(sqlite) => {
+                sqlx::query_as(sql).bind(after).bind(i64::from(limit)).fetch_all(&sqlite.read).await?
+            }
+            Db::Postgres(pool) => sqlx::query_as(sql).bind(after).bind(i64::from(limit)).fetch_all(pool).await?,
+        };
+        rows.into_iter().map(key_of).collect()
     }
 
     /// Writes down the newest activity of runs.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use errand_core::run::{LeaseToken, Run};
 use errand_core::{RunId, RunnerId, SessionId, Timestamp};
-use errand_dispatcher::store::Batch;
+use errand_dispatcher::store::{Batch, OpenKey};
 use errand_session_pool::pool::{Change, Loss, Stored as StoredPool};
 use errand_store::{Checkpoint, Encoded, Left, Place, Staged, StoreError, Stored};
 use uuid::Uuid;
@@ -186,6 +186,10 @@ impl Backend for Memory {
         let behind = |run: &&Run| after.is_none_or(|after| run.id > after);
         let open = self.runs.values().filter(|run| !run.status().is_final()).filter(behind);
         Ok(open.take(limit as usize).cloned().collect())
+    }
+
+    fn open_keys(&mut self, after: Option<RunId>, limit: u32) -> Result<Vec<OpenKey>, StoreError> {
+        Ok(self.open_runs(after, limit)?.iter().map(Into::into).collect())
     }
 
     fn touch(&mut self, seen: &[(RunId, Timestamp)]) -> Result<(), StoreError> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use errand_core::run::Run;
 use errand_core::{RunId, Timestamp};
-use errand_dispatcher::store::{Batch, Store as RunStore};
+use errand_dispatcher::store::{Batch, OpenKey, Store as RunStore};
 use errand_session_pool::pool::Stored as StoredPool;
 use errand_session_pool::store::{CommitError, Ownership, Store as SessionStore};
 use errand_store::{Checkpoint, Db, Encoded, Ledger, Left, Place, StoreError};
@@ -119,6 +119,10 @@ impl Backend for Sqlite {
 
     fn open_runs(&mut self, after: Option<RunId>, limit: u32) -> Result<Vec<Run>, StoreError> {
         self.runtime.block_on(self.runs.open_runs(after, limit))
+    }
+
+    fn open_keys(&mut self, after: Option<RunId>, limit: u32) -> Result<Vec<OpenKey>, StoreError> {
+        self.runtime.block_on(self.runs.open_keys(after, limit))
     }
 
     fn touch(&mut self, seen: &[(RunId, Timestamp)]) -> Result<(), StoreError> {
