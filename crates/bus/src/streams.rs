@@ -10,11 +10,6 @@ use crate::connection::{Bus, BusError};
 use crate::delivery::milliseconds;
 
 const MONTH: Duration = Duration::from_secs(30 * 24 * 3600);
-/// How long a message id is remembered: of submissions, whose senders repeat them until they are told yes.
-const DEDUPE: Duration = Duration::from_secs(120);
-/// Of events, of which there are thousands a second: as long as it takes from a kill to what is published again. Whoever
-/// reads them drops duplicates by id anyway.
-const DEDUPE_EVENTS: Duration = Duration::from_secs(10);
 pub(crate) const MAX_MESSAGE: i32 = 1024 * 1024;
 /// What is refused, or leaves at the old end, beyond so many. The broker sets bytes aside at once, so on a small disk, or
 /// one that many prefixes share, a stream gets fewer of them; messages it counts as they come.
@@ -55,6 +50,17 @@ impl StreamKind {
         format!("{prefix}_{suffix}")
     }
 
+    /// How long a message id is remembered: of submissions, as long as their senders may repeat them until they are told
+    /// yes. Of events, of which there are thousands a second, as long as it takes from a kill until what it left is
+    /// published again; whoever reads them drops duplicates by id anyway.
+    #[must_use]
+    pub const fn duplicate_window(self) -> Duration {
+        match self {
+            Self::Submit | Self::DeadLetter => Duration::from_secs(120),
+            Self::Event => Duration::from_secs(10),
+        }
+    }
+
     fn config(self, bus: &Bus) -> Config {
         let subjects = bus.subjects();
         let replicas = bus.replicas();
@@ -62,7 +68,7 @@ impl StreamKind {
             name: self.name(subjects.prefix()),
             storage: StorageType::File,
             num_replicas: replicas,
-            duplicate_window: DEDUPE,
+            duplicate_window: self.duplicate_window(),
             max_message_size: MAX_MESSAGE,
             allow_direct: true,
             ..Config::default()
@@ -80,7 +86,6 @@ impl StreamKind {
                 subjects: vec![subjects.events_of(None)],
                 retention: RetentionPolicy::Limits,
                 max_age: MONTH,
-                duplicate_window: DEDUPE_EVENTS,
                 max_bytes: EVENT_LIMIT.0,
                 max_messages: EVENT_LIMIT.1,
                 // The server allows it for one replica only.

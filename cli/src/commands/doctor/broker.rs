@@ -128,7 +128,7 @@ fn deviations(kind: StreamKind, config: &Config, prefix: &str) -> Vec<String> {
             !persists_later || kind == StreamKind::Event,
             "it persists asynchronously: what was accepted may be lost".to_owned(),
         ),
-        (config.duplicate_window >= Duration::from_secs(60), "its window for duplicates is too short".to_owned()),
+        (config.duplicate_window >= kind.duplicate_window(), "its window for duplicates is too short".to_owned()),
         (!config.no_ack, "it acknowledges nothing".to_owned()),
     ];
     checks.into_iter().filter(|(holds, _)| !holds).map(|(_, what)| what).collect()
