@@ -7,7 +7,7 @@ NATS_SERVER ?= $(CURDIR)/.tools/bin/nats-server
 export NATS_SERVER
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench sim mutations chaos fuzz hostile recovery tools tools-test compose-secrets compose-test audit sbom
+.PHONY: help run test check bench bench-peers sim mutations chaos fuzz hostile recovery tools tools-test compose-secrets compose-test audit sbom
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,6 +19,7 @@ run: tools ## a broker, every service, a runner and a few runs, on this machine
 test: tools-test ## all tests, over a real nats-server, Postgres, RabbitMQ and Chromium
 	cargo build --locked --workspace --bins
 	$(PYTHON) -m unittest discover -s examples
+	$(PYTHON) -m unittest discover -s bench/peers
 	ERRAND_PG_BIN="$$(sh tools/postgres.sh find)" cargo test --locked --workspace --no-fail-fast
 
 check: tools ## formatting, lints, licences and sources of what we depend on
@@ -42,6 +43,10 @@ sbom: ## what the programs are built from: sbom.json, CycloneDX
 bench: tools ## how fast it is here (ARGS="..." go to `errand bench`)
 	cargo build --locked --release -p errand-cli
 	$(TARGET)/release/errand bench $(ARGS)
+
+bench-peers: tools ## BullMQ, graphile-worker, pg-boss and Restate beside Errand: ROUNDS=n (3), RUNS=n (20,000)
+	cargo build --locked --release -p errand-cli
+	ROUNDS=$(ROUNDS) RUNS=$(RUNS) python3 bench/peers/run.py --errand $(TARGET)/release/errand $(ARGS)
 
 sim: ## simulate: SEED=n replays one, MINUTES=n goes on with random seeds, else 2,000 seeds
 	cargo build --locked --release -p errand-sim
