@@ -147,7 +147,7 @@ impl Db {
             .pragma("journal_size_limit", "67108864")
             .pragma("wal_autocheckpoint", "4000")
             // Where a statement of many rows fails, SQLite takes back those that it has written: it keeps them in a file per
-            // statement otherwise, which costs a fifth of the load.
+            // statement otherwise.
             .pragma("temp_store", "MEMORY");
         // Two processes that start at once must not both migrate; SQLite has no advisory lock, the file system has. Nor
         // both open it: the change to WAL is refused at once while another is there, whatever the busy timeout.
