@@ -26,6 +26,10 @@ use crate::{MINIMUM_BROKER, once, service, trace};
 /// Room in a dead letter for what is said about it: a reason of 1,000 characters, and a subject.
 const DEAD_LETTER_HEADERS: usize = 16 * 1024;
 
+/// How often a broker that says nothing is asked whether it is there. One that owes two answers at the third is given
+/// up: within four of these, well before a runner's drain is over.
+pub(crate) const PING: Duration = Duration::from_secs(3);
+
 /// How to reach the broker.
 #[derive(Debug, Clone)]
 pub struct BusConfig {
@@ -644,7 +648,7 @@ async fn options(config: &BusConfig, identity: &Identity, reached: Arc<Notify>) 
     let options = ConnectOptions::new()
         .name(&config.name)
         .connection_timeout(Duration::from_secs(3))
-        .ping_interval(Duration::from_secs(10))
+        .ping_interval(PING)
         .client_capacity(16_384)
         .subscription_capacity(65_536)
         // A broker that is away comes back soon, or an operator is at work on it: never give up, never hammer.

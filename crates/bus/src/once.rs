@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use async_nats::{Auth, AuthError, ConnectOptions};
 
-use crate::connection::BusError;
+use crate::connection::{BusError, PING};
 
 /// What a credentials file holds.
 pub(crate) struct Credentials {
@@ -36,7 +36,7 @@ pub(crate) async fn options(name: &str, credentials: Option<&Path>) -> Result<Co
         .name(name)
         .max_reconnects(1)
         .connection_timeout(Duration::from_secs(3))
-        .ping_interval(Duration::from_secs(10))
+        .ping_interval(PING)
         .client_capacity(16_384)
         .subscription_capacity(65_536))
 }
