@@ -1,10 +1,12 @@
-//! Natural batching: while one batch is under way what arrives waits, and the next takes all of it. No timer, so that
+//! Natural batching: while batches are under way what arrives waits, and the next takes all of it. No timer, so that
 //! an idle system adds no delay and a loaded one sends hundreds at once.
 
 use std::collections::VecDeque;
 use std::future::Future;
 use std::time::Duration;
 
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -17,12 +19,15 @@ pub async fn recv_batch<T>(items: &mut mpsc::Receiver<T>, batch: &mut Vec<T>, ma
 const QUEUED_BATCHES: usize = 8;
 /// Batches with something to send again that a courier holds at most.
 const HELD_BATCHES: usize = 64;
+/// Batches under way at once: while one waits for its answer, what has arrived since needs not. More would make them
+/// smaller, and no quicker.
+const AT_ONCE: usize = 2;
 /// When what failed is sent again. After the last it is left to the sweep.
 const AGAIN: [Duration; 4] =
     [Duration::from_millis(50), Duration::from_millis(250), Duration::from_secs(1), Duration::from_secs(3)];
 
-/// Carries items to where they go, in batches, from a task of its own: for effects that are sent at once for speed,
-/// and by a sweep over the store for safety. So it never waits for long, and never for ever.
+/// Carries items to where they go, in batches and in no set order, from a task of its own: for effects that are sent
+/// at once for speed, and by a sweep over the store for safety. So it never waits for long, and never for ever.
 #[derive(Debug)]
 pub struct Courier<T> {
     name: &'static str,
@@ -80,7 +85,13 @@ where
     Fut: Future<Output = Vec<T>>,
 {
     let mut held: VecDeque<Held<T>> = VecDeque::new();
-    loop {
+    let mut under_way = FuturesUnordered::new();
+    let go = move |items, failures| {
+        let sending = send(items);
+        async move { (sending.await, failures) }
+    };
+    let mut open = true;
+    while open || !under_way.is_empty() {
         let mut batch = Vec::new();
         let next_due = held.iter().map(|held| held.due).min();
         let due = async {
@@ -89,24 +100,24 @@ where
                 None => std::future::pending().await,
             }
         };
-        let open = tokio::select! {
+        let room = open && under_way.len() < AT_ONCE;
+        tokio::select! {
             biased;
-            count = recv_batch(&mut items, &mut batch, max_batch) => count > 0,
-            () = due => true,
-        };
+            Some((failed, failures)) = under_way.next() => {
+                hold(name, &mut held, failed, failures);
+                continue;
+            }
+            count = recv_batch(&mut items, &mut batch, max_batch), if room => open = count > 0,
+            () = due, if room => {}
+        }
         if !batch.is_empty() {
-            let failed = send(batch).await;
-            hold(name, &mut held, failed, 0);
+            under_way.push(go(batch, 0));
         }
         // One of those that are due a turn, so that what fails for good does not hold up what does not.
         let now = Instant::now();
         let due = held.iter().position(|held| held.due <= now);
         if let Some(again) = due.and_then(|at| held.remove(at)) {
-            let failed = send(again.items).await;
-            hold(name, &mut held, failed, again.failures + 1);
-        }
-        if !open {
-            break;
+            under_way.push(go(again.items, again.failures + 1));
         }
     }
     let left: usize = held.iter().map(|held| held.items.len()).sum();
@@ -137,20 +148,22 @@ mod tests {
     async fn what_arrives_during_a_send_goes_together() {
         let sizes = Arc::new(Mutex::new(Vec::new()));
         let seen = Arc::clone(&sizes);
-        let courier = Courier::spawn("test", 100, move |items: Vec<u32>| {
+        let courier = Courier::spawn("test", 100, move |items: Vec<usize>| {
             seen.lock().unwrap().push(items.len());
             async {
                 tokio::time::sleep(Duration::from_millis(10)).await;
                 Vec::new()
             }
         });
-        courier.send(0).await;
-        tokio::time::sleep(Duration::from_millis(1)).await;
+        for item in 0..AT_ONCE {
+            courier.send(item).await;
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
         for item in 1..=30 {
             courier.send(item).await;
         }
         tokio::time::sleep(Duration::from_millis(30)).await;
-        assert_eq!(*sizes.lock().unwrap(), [1, 30]);
+        assert_eq!(*sizes.lock().unwrap(), [1, 1, 30]);
     }
 
     #[tokio::test(start_paused = true)]

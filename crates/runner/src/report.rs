@@ -1,6 +1,6 @@
-//! Reports to the dispatcher: in order, batched by what waits, repeated until answered.
+//! Reports to the dispatcher: those of a run in order, batched by what waits, repeated until answered.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,6 +9,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use errand_core::run::{LeaseToken, Question};
 use errand_core::{Error, RunId, RunnerId, SessionId};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use tokio::sync::mpsc;
 
 use crate::backoff::Backoff;
@@ -16,6 +18,8 @@ use crate::control::Execution;
 
 /// Reports in one request.
 const MAX_BATCH: usize = 256;
+/// Requests under way at once: while one waits for its answer, what has ended since needs not.
+const AT_ONCE: usize = 2;
 /// What the reports of one request may hold together, unless one alone is larger: below the broker's `max_payload`.
 const MAX_BATCH_BYTES: usize = 640 * 1024;
 
@@ -124,68 +128,109 @@ pub(crate) trait Desk: Send + Sync {
     fn matters(&self, report: &Report) -> bool;
 }
 
-/// Sends what waits: one request at a time, so that a run's reports keep their order; all that waits at that moment
-/// goes with it, so that the busier the runner, the larger the batches. Ends when nobody can report any more and
-/// all is answered.
+/// Sends what waits, a few requests at a time; all that waits at that moment goes with the next, so that the busier the
+/// runner, the larger the batches. A run's reports keep their order: while one is under way, its next waits. Ends when
+/// nobody can report any more and all is answered.
 pub(crate) async fn send_all(mut waiting: Waiting, desk: &impl Desk, id: RunnerId) {
-    let mut queue: VecDeque<Report> = VecDeque::new();
+    let mut queue = Queue::default();
     let mut arrived = Vec::new();
     let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5), id.uuid().as_u128());
+    let mut under_way = FuturesUnordered::new();
     // Reports that go one by one, to find the one that the dispatcher does not understand.
     let mut singly = 0usize;
+    let mut open = true;
     loop {
-        if queue.is_empty() && waiting.receiver.recv_many(&mut arrived, MAX_BATCH).await == 0 {
-            return;
+        let (at_once, most) = if singly > 0 { (1, 1) } else { (AT_ONCE, MAX_BATCH) };
+        while under_way.len() < at_once
+            && let Some(batch) = queue.next_batch(most)
+        {
+            under_way.push(async move { (desk.send(&batch).await, batch) });
         }
-        while let Ok(report) = waiting.receiver.try_recv() {
-            arrived.push(report);
-        }
-        queue.extend(arrived.drain(..));
-        let batch = batch_of(&mut queue, if singly > 0 { 1 } else { MAX_BATCH });
-        match desk.send(batch).await {
+        let (answer, batch) = tokio::select! {
+            biased;
+            Some(answered) = under_way.next() => answered,
+            count = waiting.receiver.recv_many(&mut arrived, MAX_BATCH), if open => {
+                open = count > 0;
+                queue.waiting.extend(arrived.drain(..));
+                continue;
+            }
+            else => return,
+        };
+        queue.back(&batch);
+        match answer {
             Ok(answers) => {
                 backoff.reset();
                 singly = singly.saturating_sub(answers.len());
-                waiting.settle(&mut queue, answers, desk);
+                waiting.settle(&batch, answers, desk);
             }
             Err(Unsent::Refused(error)) if batch.len() == 1 => {
                 tracing::error!(run = %batch[0].run_id, error, "the dispatcher refuses this report; the run is dropped");
                 singly = singly.saturating_sub(1);
-                waiting.settle(&mut queue, vec![false], desk);
+                waiting.settle(&batch, vec![false], desk);
             }
             Err(Unsent::Refused(error)) => {
                 tracing::warn!(reports = batch.len(), error, "the dispatcher refuses a batch; sending one by one");
-                singly = batch.len();
+                singly += batch.len();
+                queue.again(batch);
             }
             Err(Unsent::NotNow(error)) => {
-                tracing::warn!(reports = queue.len(), error, "the dispatcher has not answered; trying again");
+                queue.again(batch);
+                tracing::warn!(reports = queue.waiting.len(), error, "the dispatcher has not answered; trying again");
                 backoff.pause().await;
-                let before = queue.len();
-                queue.retain(|report| desk.matters(report) && !errand_core::mutated!(ReportOnce));
-                waiting.unanswered.fetch_sub(before - queue.len(), Ordering::AcqRel);
+                let before = queue.waiting.len();
+                queue.waiting.retain(|report| desk.matters(report) && !errand_core::mutated!(ReportOnce));
+                waiting.unanswered.fetch_sub(before - queue.waiting.len(), Ordering::AcqRel);
             }
         }
     }
 }
 
 impl Waiting {
-    fn settle(&self, queue: &mut VecDeque<Report>, answers: Vec<bool>, desk: &impl Desk) {
-        for (report, accepted) in queue.drain(..answers.len()).zip(answers) {
-            desk.answered(&report, accepted);
+    fn settle(&self, batch: &[Report], answers: Vec<bool>, desk: &impl Desk) {
+        for (report, accepted) in batch.iter().zip(answers) {
+            desk.answered(report, accepted);
             self.unanswered.fetch_sub(1, Ordering::AcqRel);
         }
     }
 }
 
-/// The front of the queue that goes in one request.
-fn batch_of(queue: &mut VecDeque<Report>, most: usize) -> &[Report] {
-    let mut bytes = 0;
-    let fits = queue.iter().take(most).take_while(|report| {
-        bytes += report.size();
-        bytes <= MAX_BATCH_BYTES
-    });
-    let count = fits.count().max(1).min(queue.len());
-    &queue.make_contiguous()[..count]
+/// Reports that wait, and whose turn it is.
+#[derive(Default)]
+struct Queue {
+    waiting: VecDeque<Report>,
+    /// Runs with a report under way.
+    under_way: HashSet<RunId>,
+}
+
+impl Queue {
+    /// What goes in one request: the front of the queue, up to the first run that has a report under way, or the limits.
+    fn next_batch(&mut self, most: usize) -> Option<Vec<Report>> {
+        let mut bytes = 0;
+        let fits = self.waiting.iter().take(most).take_while(|report| {
+            bytes += report.size();
+            bytes <= MAX_BATCH_BYTES && !self.under_way.contains(&report.run_id)
+        });
+        let mut count = fits.count();
+        // One that is too large for any goes alone.
+        if count == 0 && self.waiting.front().is_some_and(|report| !self.under_way.contains(&report.run_id)) {
+            count = 1;
+        }
+        let batch: Vec<Report> = self.waiting.drain(..count).collect();
+        self.under_way.extend(batch.iter().map(|report| report.run_id));
+        (!batch.is_empty()).then_some(batch)
+    }
+
+    /// A batch is under way no more.
+    fn back(&mut self, batch: &[Report]) {
+        for report in batch {
+            self.under_way.remove(&report.run_id);
+        }
+    }
+
+    /// A batch has to be sent again: it goes before what came later.
+    fn again(&mut self, batch: Vec<Report>) {
+        batch.into_iter().rev().for_each(|report| self.waiting.push_front(report));
+    }
 }
 
 #[cfg(test)]
@@ -238,7 +283,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_waits_goes_together_in_order_and_until_answered() {
+    async fn what_waits_goes_together_and_until_answered() {
         let fake = Fake { failures: AtomicUsize::new(3), given_up: Some(7), ..Fake::default() };
         let (reports, waiting) = Reports::new();
         (0..600).for_each(|token| reports.push(report(token, 1)));
@@ -246,10 +291,31 @@ mod tests {
         assert_eq!(reports.unanswered(), 600);
         drop(reports);
         send_all(waiting, &fake, RunnerId::from_uuid(Uuid::nil())).await;
-        assert_eq!(*fake.batches.lock().unwrap(), [256, 256, 87]);
+        assert_eq!(fake.batches.lock().unwrap().iter().sum::<usize>(), 599);
+        assert_eq!(fake.batches.lock().unwrap().len(), 3);
         let expected: Vec<_> = (0..600).filter(|token| *token != 7).map(|token| (token, token % 2 == 0)).collect();
-        assert_eq!(*fake.answers.lock().unwrap(), expected);
+        let mut answers = std::mem::take(&mut *fake.answers.lock().unwrap());
+        answers.sort_unstable();
+        assert_eq!(answers, expected);
         assert_eq!(unanswered.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_runs_reports_keep_their_order_and_hold_up_nobody_else() {
+        let fake = Fake { failures: AtomicUsize::new(1), ..Fake::default() };
+        let (reports, waiting) = Reports::new();
+        let first = report(1, 1);
+        let second = Report { token: 2, ..first.clone() };
+        let sending = async {
+            reports.push(first);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            reports.push(report(3, 1));
+            reports.push(second);
+            drop(reports);
+        };
+        tokio::join!(send_all(waiting, &fake, RunnerId::from_uuid(Uuid::nil())), sending);
+        let answers = fake.answers.lock().unwrap().iter().map(|(token, _)| *token).collect::<Vec<_>>();
+        assert_eq!(answers, [3, 1, 2]);
     }
 
     #[tokio::test(start_paused = true)]
