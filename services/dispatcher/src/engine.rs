@@ -179,8 +179,8 @@ impl<W: World> Engine<W> {
     }
 
     async fn batch(&mut self, mut works: Vec<Work>) {
-        for _ in 0..TRIES {
-            works = self.try_batch(works).await;
+        for tried in 0..TRIES {
+            works = self.try_batch(works, tried == 0).await;
             if works.is_empty() {
                 return;
             }
@@ -191,9 +191,11 @@ impl<W: World> Engine<W> {
         }
     }
 
-    /// Decides and commits once; gives back what met a conflict.
-    async fn try_batch(&mut self, works: Vec<Work>) -> Vec<Work> {
-        let fresh = match self.load(&works).await {
+    /// Decides and commits once; gives back what met a conflict. The first time a submission is taken for a new run
+    /// without a look into the store, as nearly all are: the commit finds those that are not.
+    async fn try_batch(&mut self, works: Vec<Work>, first: bool) -> Vec<Work> {
+        let to_read = works.iter().filter(|work| !(first && matches!(work.what, What::Submit { .. })));
+        let fresh = match self.load(to_read.map(|work| work.run_id).collect()).await {
             Ok(fresh) => fresh,
             Err(error) => {
                 refuse(works, &error);
@@ -212,11 +214,10 @@ impl<W: World> Engine<W> {
         self.commit(decided).await
     }
 
-    /// Brings the runs that the works need into the cache, and what others may not have published of them to the
-    /// outbox: it must go before what is decided now.
-    async fn load(&mut self, works: &[Work]) -> Result<HashSet<RunId>, Error> {
-        let fresh: HashSet<RunId> =
-            works.iter().map(|work| work.run_id).filter(|id| !self.cache.contains(id)).collect();
+    /// Brings these runs into the cache, and what others may not have published of them to the outbox: it must go
+    /// before what is decided now.
+    async fn load(&mut self, mut fresh: HashSet<RunId>) -> Result<HashSet<RunId>, Error> {
+        fresh.retain(|id| !self.cache.contains(id));
         let missing: Vec<RunId> = fresh.iter().copied().collect();
         let found = self.world.runs(&missing).await.map_err(unavailable)?;
         let objects: Vec<[u8; 16]> = found.iter().map(|run| *run.id.uuid().as_bytes()).collect();
