@@ -19,6 +19,9 @@ const SETTLED_MS: u64 = 3_000;
 const PAGE: u32 = 10_000;
 /// Runs that are read whole, and asked for in one message.
 const AT_ONCE: usize = 1_000;
+/// Runs that one sweep asks for, the oldest first: the next goes on. Where a hundred thousand wait, a session-pool that
+/// has restarted hears of no more at once than it has work in until then, and the work that goes on has its time, too.
+const MOST: usize = 10_000;
 
 /// Sweeps until shutdown.
 ///
@@ -43,11 +46,13 @@ async fn sweep<W: World>(world: &W, effects: &Effects<W>) -> Result<(), StoreErr
     }
     let mut after: Option<RunId> = None;
     let (mut waiting, mut assigned) = (HashSet::new(), HashSet::new());
+    let mut left = MOST;
     loop {
         let page = world.open_keys(after, PAGE).await?;
         let now = world.now();
         let is_due = |key: &&OpenKey| now.millis_since(key.updated_at) >= SETTLED_MS && effects.is_owed(key);
-        let due: Vec<RunId> = page.iter().filter(is_due).map(|key| key.id).collect();
+        let due: Vec<RunId> = page.iter().filter(is_due).map(|key| key.id).take(left).collect();
+        left -= due.len();
         for due in due.chunks(AT_ONCE) {
             effects.send_again(&world.runs(due).await?);
         }
