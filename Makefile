@@ -40,9 +40,9 @@ audit: tools ## known vulnerabilities of what we depend on (fetches the RustSec 
 sbom: ## what the programs are built from: sbom.json, CycloneDX
 	python3 tools/sbom.py errand-cli >sbom.json
 
-bench: tools ## how fast it is here (ARGS="..." go to `errand bench`)
+bench: tools ## how fast it is here, and against what is kept in bench/baseline.jsonl (ARGS="..." go to `errand bench`)
 	cargo build --locked --release -p errand-cli
-	$(TARGET)/release/errand bench $(ARGS)
+	$(TARGET)/release/errand bench --baseline bench/baseline.jsonl $(ARGS)
 
 bench-peers: tools ## BullMQ, graphile-worker, pg-boss and Restate beside Errand: ROUNDS=n (3), RUNS=n (20,000)
 	cargo build --locked --release -p errand-cli

@@ -636,6 +636,9 @@ pub(crate) struct BenchArgs {
     /// Measures the stack that runs at --nats-url, with a no-op runner of its own
     #[arg(long, conflicts_with = "store")]
     pub(crate) connect: bool,
+    /// Compares with what is kept in FILE: lines that `errand bench --json` has printed before
+    #[arg(long, value_name = "FILE")]
+    pub(crate) baseline: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) nats_server: NatsServerArg,
 }

@@ -130,13 +130,20 @@ async fn readme_by_hand() {
 }
 
 fn bench_counts(store: &str) {
-    let arguments = ["bench", "--runs", "500", "--concurrency", "32", "--unloaded", "20", "--json", "--store", store];
-    let output = errand(&arguments).output().unwrap();
+    let small = ["--runs", "500", "--concurrency", "32", "--unloaded", "20", "--half-rate-seconds", "1"];
+    let kept = repository().join("bench/baseline.jsonl");
+    let more = ["--json", "--store", store, "--baseline", kept.to_str().unwrap()];
+    let output = errand(&[&["bench"], &small[..], &more].concat()).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let report = lines(&output).pop().unwrap();
     assert_eq!(report["verified"]["ok"], true, "{report}");
     assert_eq!(report["loaded"]["runs"], 500, "{report}");
     assert!(report["unloaded"]["p50_ms"].as_f64().is_some_and(|ms| ms > 0.0), "{report}");
+    assert!(report["half_rate"]["stages"]["kept_granted"]["p99_ms"].is_u64(), "{report}");
+    assert!(
+        report["against_baseline"]["loaded"]["runs_per_second"].as_f64().is_some_and(|ratio| ratio > 0.0),
+        "{report}"
+    );
 }
 
 #[test]

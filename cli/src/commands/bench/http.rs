@@ -200,7 +200,7 @@ async fn load(connections: usize, requests: usize, target: &Target, run: Option<
     if latency.len() != requests as u64 {
         bail!("{} of {requests} requests were answered", latency.len());
     }
-    Ok(Measured { runs: requests, took: started.elapsed(), latency })
+    Ok(Measured { runs: requests, took: started.elapsed(), latency, ..Measured::new()? })
 }
 
 fn print(

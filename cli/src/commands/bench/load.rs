@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 use errand_client::{Client, NewRun, v1};
@@ -28,6 +28,53 @@ pub(super) struct Measured {
     pub(super) took: Duration,
     /// From submitting a run to seeing its final event, in microseconds.
     pub(super) latency: Histogram<u64>,
+    /// What of it each of [`STAGES`] took, in milliseconds: events tell the time no finer.
+    pub(super) stages: [Histogram<u64>; STAGES.len()],
+}
+
+/// The stages of a run, by the times that its final event carries.
+pub(super) const STAGES: [&str; 4] = ["submitted_kept", "kept_granted", "granted_finished", "finished_seen"];
+
+impl Measured {
+    /// Nothing yet.
+    pub(super) fn new() -> anyhow::Result<Self> {
+        let histogram = || Histogram::new(3);
+        let stages = [histogram()?, histogram()?, histogram()?, histogram()?];
+        Ok(Self { runs: 0, took: Duration::ZERO, latency: histogram()?, stages })
+    }
+
+    fn add(&mut self, other: &Self) -> anyhow::Result<()> {
+        self.runs += other.runs;
+        self.latency.add(&other.latency)?;
+        for (stage, more) in self.stages.iter_mut().zip(&other.stages) {
+            stage.add(more)?;
+        }
+        Ok(())
+    }
+
+    /// A run that was submitted `latency` before its final event was seen.
+    fn record(&mut self, latency: Duration, last: &Final) -> anyhow::Result<()> {
+        self.runs += 1;
+        self.latency.record(u64::try_from(latency.as_micros())?)?;
+        let submitted = last.seen_ms - i64::try_from(latency.as_millis())?;
+        let times = [submitted, last.created_ms, last.started_ms, last.finished_ms, last.seen_ms];
+        for (stage, times) in self.stages.iter_mut().zip(times.windows(2)) {
+            // Rounded times of two clocks: a stage of nothing may seem to end before it began.
+            stage.record(u64::try_from(times[1] - times[0]).unwrap_or(0))?;
+        }
+        Ok(())
+    }
+}
+
+/// A final event, as it was seen.
+#[derive(Debug, Clone, Copy)]
+struct Final {
+    at: Instant,
+    seen_ms: i64,
+    status: RunStatus,
+    created_ms: i64,
+    started_ms: i64,
+    finished_ms: i64,
 }
 
 /// The final events that the client has seen.
@@ -45,7 +92,7 @@ struct Runs {
 
 #[derive(Debug)]
 enum Waiting {
-    For(oneshot::Sender<(Instant, RunStatus)>),
+    For(oneshot::Sender<Final>),
     /// It came.
     Nothing,
 }
@@ -86,7 +133,7 @@ impl Seen {
 }
 
 impl Runs {
-    fn expect(&self, run: RunId) -> oneshot::Receiver<(Instant, RunStatus)> {
+    fn expect(&self, run: RunId) -> oneshot::Receiver<Final> {
         let (sender, receiver) = oneshot::channel();
         self.waiting().insert(run, Waiting::For(sender));
         receiver
@@ -103,7 +150,14 @@ impl Runs {
         let Some(entry) = waiting.get_mut(&id) else { return };
         match std::mem::replace(entry, Waiting::Nothing) {
             // Whoever waited may have given up.
-            Waiting::For(sender) => drop(sender.send((at, status))),
+            Waiting::For(sender) => drop(sender.send(Final {
+                at,
+                seen_ms: unix_ms(),
+                status,
+                created_ms: run.created_at_ms,
+                started_ms: run.started_at_ms(),
+                finished_ms: run.finished_at_ms(),
+            })),
             Waiting::Nothing => {
                 self.repeated.fetch_add(1, Ordering::Relaxed);
             }
@@ -134,14 +188,15 @@ impl Load<'_> {
             let (left, seen) = (Arc::clone(&left), Arc::clone(&self.seen.runs));
             set.spawn(async move { work(&client, &task, &left, batch, &seen).await });
         }
-        let mut latency = Histogram::new(3)?;
+        let mut measured = Measured::new()?;
         let mut last = started;
         while let Some(part) = set.join_next().await {
             let (part, at) = part??;
-            latency.add(part)?;
+            measured.add(&part)?;
             last = last.max(at.unwrap_or(last));
         }
-        Ok(Measured { runs, took: last - started, latency })
+        measured.took = last - started;
+        Ok(measured)
     }
 }
 
@@ -161,51 +216,51 @@ impl Load<'_> {
             set.spawn(async move {
                 let id = run.id();
                 client.submit(run).await?;
-                let at = completed(&client, id, wait).await?;
-                anyhow::Ok((at.saturating_duration_since(due), at))
+                anyhow::Ok((due, completed(&client, id, wait).await?))
             });
         }
-        let mut latency = Histogram::new(3)?;
+        let mut measured = Measured::new()?;
         let mut last = started;
         while let Some(one) = set.join_next().await {
-            let (took, at) = one??;
-            latency.record(u64::try_from(took.as_micros())?)?;
-            last = last.max(at);
+            let (due, seen) = one??;
+            measured.record(seen.at.saturating_duration_since(due), &seen)?;
+            last = last.max(seen.at);
         }
-        Ok(Measured { runs, took: last - started, latency })
+        measured.took = last - started;
+        Ok(measured)
     }
 }
 
-/// When the client has seen that a run is completed.
-async fn completed(
-    client: &Client,
-    run: RunId,
-    wait: oneshot::Receiver<(Instant, RunStatus)>,
-) -> anyhow::Result<Instant> {
+/// The event that says that a run is completed.
+async fn completed(client: &Client, run: RunId, wait: oneshot::Receiver<Final>) -> anyhow::Result<Final> {
     let in_time = tokio::time::timeout(PATIENCE, wait).await;
-    let (at, status) =
-        in_time.with_context(|| format!("{run} has no final event after {} s", PATIENCE.as_secs()))??;
-    if status != RunStatus::Completed {
-        bail!("{run} is {}: {:?}", status.as_str(), client.get_run(run).await?.errors);
+    let seen = in_time.with_context(|| format!("{run} has no final event after {} s", PATIENCE.as_secs()))??;
+    if seen.status != RunStatus::Completed {
+        bail!("{run} is {}: {:?}", seen.status.as_str(), client.get_run(run).await?.errors);
     }
-    Ok(at)
+    Ok(seen)
 }
 
-/// One place: its latencies, and when it saw its last event.
+fn unix_ms() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// One place: what it measured, and when it saw its last event.
 async fn work(
     client: &Client,
     task: &str,
     left: &AtomicUsize,
     batch: usize,
     seen: &Runs,
-) -> anyhow::Result<(Histogram<u64>, Option<Instant>)> {
-    let mut latency = Histogram::new(3)?;
+) -> anyhow::Result<(Measured, Option<Instant>)> {
+    let mut measured = Measured::new()?;
     let mut last = None;
     loop {
         let claimed = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| Some(left.saturating_sub(batch)));
         let count = claimed.unwrap_or(0).min(batch);
         if count == 0 {
-            return Ok((latency, last));
+            return Ok((measured, last));
         }
         let runs: Vec<NewRun> = (0..count).map(|_| NewRun::of_task(task)).collect::<Result<_, _>>()?;
         let waits: Vec<_> = runs.iter().map(|run| (run.id(), seen.expect(run.id()))).collect();
@@ -214,9 +269,9 @@ async fn work(
             outcome?;
         }
         for (run, wait) in waits {
-            let at = completed(client, run, wait).await?;
-            latency.record(u64::try_from((at - submitted).as_micros())?)?;
-            last = last.max(Some(at));
+            let seen = completed(client, run, wait).await?;
+            measured.record(seen.at - submitted, &seen)?;
+            last = last.max(Some(seen.at));
         }
     }
 }

@@ -1,6 +1,7 @@
 //! `errand bench`: how fast the whole stack is. Runs of a task that does nothing, in sessions that are reused: what is
 //! left is Errand. A run counts when the client has seen its `task_run.completed` event.
 
+mod baseline;
 mod http;
 mod load;
 mod memory;
@@ -32,6 +33,7 @@ use crate::output::Output;
 use crate::postgres::Postgres;
 use crate::stack::{Stack, StackConfig};
 
+use baseline::Baseline;
 use load::{Load, Seen};
 use report::{Durability, Report, Verified};
 
@@ -51,6 +53,7 @@ pub(crate) async fn run(args: BenchArgs, global: &Global, out: Output) -> anyhow
         Some(BenchCommand::Notifier(notifier)) => return notifier::run(notifier, global, scratch.path(), out).await,
         None => {}
     }
+    let baseline = args.baseline.as_deref().map(Baseline::read).transpose()?;
     let (rig, mut running) = Rig::start(&args, global, scratch.path()).await?;
     let measured = tokio::select! {
         measured = measure(&args, &rig, out) => measured,
@@ -60,7 +63,7 @@ pub(crate) async fn run(args: BenchArgs, global: &Global, out: Output) -> anyhow
     let stopped = running.stop().await;
     let report = measured?;
     stopped?;
-    report.print(out)?;
+    report.print(baseline.as_ref(), out)?;
     if report.verified.ok { Ok(()) } else { Err(Said.into()) }
 }
 

@@ -3,7 +3,8 @@
 use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 
-use super::load::Measured;
+use super::baseline::{Baseline, PARTS};
+use super::load::{Measured, STAGES};
 use super::memory::Peaks;
 use crate::output::{Output, table};
 
@@ -61,8 +62,16 @@ pub(super) struct Report {
 }
 
 impl Report {
-    pub(super) fn print(&self, out: Output) -> anyhow::Result<()> {
-        if out.json { out.line(self.as_json().to_string()) } else { out.line(self.as_text()) }
+    pub(super) fn print(&self, baseline: Option<&Baseline>, out: Output) -> anyhow::Result<()> {
+        let mut report = self.as_json();
+        let ratios = baseline.map(|baseline| baseline.compare(&report));
+        if !out.json {
+            return out.line(self.as_text(ratios.as_ref()));
+        }
+        if let Some(ratios) = ratios {
+            report["against_baseline"] = ratios;
+        }
+        out.line(report.to_string())
     }
 
     fn as_json(&self) -> Value {
@@ -82,9 +91,9 @@ impl Report {
                 "commit": self.durability.commit,
                 "broker": self.durability.broker,
             },
-            "unloaded": figures(&self.unloaded),
-            "loaded": figures(&self.loaded),
-            "half_rate": self.half_rate.as_ref().map(figures),
+            "unloaded": figures_by_stage(&self.unloaded),
+            "loaded": figures_by_stage(&self.loaded),
+            "half_rate": self.half_rate.as_ref().map(figures_by_stage),
             "peak_memory": {
                 "stack_bytes": self.memory.stack,
                 "nats_server_bytes": self.memory.nats_server,
@@ -99,7 +108,7 @@ impl Report {
         })
     }
 
-    fn as_text(&self) -> String {
+    fn as_text(&self, ratios: Option<&Value>) -> String {
         let mut rows = table(["", "RUNS", "RUNS/S", "P50 MS", "P99 MS", "MAX MS"]);
         let parts = [("one at a time", &self.unloaded), ("loaded", &self.loaded)];
         for (name, measured) in parts.into_iter().chain(self.half_rate.as_ref().map(|part| ("half of that", part))) {
@@ -131,7 +140,7 @@ impl Report {
              commit    {}: {}\n\
              broker    {}\n\
              machine   {} cores, {} build\n\
-             store     {verdict}; {} final events came twice",
+             store     {verdict}; {} final events came twice{}",
             rows.trim_fmt(),
             self.concurrency,
             self.batch,
@@ -146,8 +155,24 @@ impl Report {
             cores(),
             build(),
             verified.repeated_events,
+            ratios.map(against).unwrap_or_default(),
         )
     }
+}
+
+/// The ratios to a baseline, for people.
+fn against(ratios: &Value) -> String {
+    if ratios.is_null() {
+        return "\nbaseline  none of this load is kept".to_owned();
+    }
+    let mut rows = table(["NOW / BASELINE", "RUNS/S", "P50", "P99"]);
+    for part in PARTS {
+        let ratio = |figure: &str| ratios[part][figure].as_f64().map_or("-".to_owned(), |ratio| format!("{ratio:.2}"));
+        rows.add_row([part.to_owned(), ratio("runs_per_second"), ratio("p50_ms"), ratio("p99_ms")]);
+    }
+    let others: Vec<&str> = ratios["other"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let other = if others.is_empty() { String::new() } else { format!("\nanother   {}", others.join(", ")) };
+    format!("\n\n{}{other}", rows.trim_fmt())
 }
 
 pub(super) const fn build() -> &'static str {
@@ -179,6 +204,16 @@ pub(super) fn figures(measured: &Measured) -> Value {
     })
 }
 
+/// A part's figures, and how long each stage of its runs took.
+fn figures_by_stage(measured: &Measured) -> Value {
+    let mut value = figures(measured);
+    for (name, stage) in STAGES.iter().zip(&measured.stages) {
+        let quantile = |quantile| stage.value_at_quantile(quantile);
+        value["stages"][name] = json!({"p50_ms": quantile(0.5), "p99_ms": quantile(0.99)});
+    }
+    value
+}
+
 fn rounded(value: f64) -> f64 {
     (value * 1000.0).round() / 1000.0
 }
@@ -191,7 +226,8 @@ mod tests {
     fn measured(runs: usize, millis: u64) -> Measured {
         let mut latency = Histogram::new(3).unwrap();
         (1..=100).for_each(|n| latency.record(n * 100).unwrap());
-        Measured { runs, took: Duration::from_millis(millis), latency }
+        let stages = [(); STAGES.len()].map(|()| Histogram::new(3).unwrap());
+        Measured { runs, took: Duration::from_millis(millis), latency, stages }
     }
 
     #[test]
