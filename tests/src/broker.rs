@@ -194,6 +194,14 @@ impl Broker {
     }
 }
 
+/// Connects to a broker, or to one of several whose addresses stand with commas between them.
+///
+/// # Errors
+/// Where none is there.
+pub async fn connect(urls: &str) -> Result<async_nats::Client, async_nats::ConnectError> {
+    async_nats::connect(urls.split(',').collect::<Vec<_>>()).await
+}
+
 fn nats_server() -> PathBuf {
     let fetched = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.tools/bin/nats-server");
     let path = std::env::var_os("NATS_SERVER").map_or(fetched, PathBuf::from);

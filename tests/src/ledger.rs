@@ -45,7 +45,7 @@ pub async fn read_events(
     accepted: &[RunId],
     patience: Duration,
 ) -> anyhow::Result<BTreeMap<RunId, Entry>> {
-    read_events_over(async_nats::connect(url).await?, client, accepted, patience).await
+    read_events_over(crate::broker::connect(url).await?, client, accepted, patience).await
 }
 
 /// As [`read_events`], over a connection that is there.

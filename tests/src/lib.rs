@@ -19,7 +19,7 @@ mod service;
 mod stack;
 mod wait;
 
-pub use broker::Broker;
+pub use broker::{Broker, connect};
 pub use disk::Disk;
 pub use guard::{folder, root};
 pub use nix::sys::signal::Signal;

@@ -315,7 +315,7 @@ impl Stack {
     /// Where one does not within a minute.
     pub async fn ready(&mut self) {
         let url = self.url();
-        let client = async_nats::connect(&url).await.unwrap_or_else(|error| panic!("{url}: {error}"));
+        let client = crate::broker::connect(&url).await.unwrap_or_else(|error| panic!("{url}: {error}"));
         let roles: HashSet<Role> = self.services.iter().map(|(role, _)| *role).collect();
         for role in roles {
             let mut wanted = 0;

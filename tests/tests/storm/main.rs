@@ -123,7 +123,7 @@ async fn storm(weather: Weather) -> anyhow::Result<()> {
 }
 
 async fn no_dead_letters(url: &str, prefix: &str) -> anyhow::Result<()> {
-    let jetstream = async_nats::jetstream::new(async_nats::connect(url).await?);
+    let jetstream = async_nats::jetstream::new(errand_tests::connect(url).await?);
     let name = errand_bus::StreamKind::DeadLetter.name(prefix);
     let mut stream = jetstream.get_stream(name).await?;
     let letters = stream.info().await?.state.messages;
