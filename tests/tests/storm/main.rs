@@ -245,6 +245,6 @@ async fn a_long_storm_on_postgres() -> anyhow::Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes MINUTES: make chaos"]
-async fn a_long_storm_on_postgres_and_three_brokers() -> anyhow::Result<()> {
+async fn a_long_storm_on_three_brokers() -> anyhow::Result<()> {
     storm(long("three brokers", StoreKind::Postgres, 3)).await
 }
