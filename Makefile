@@ -42,7 +42,8 @@ sbom: ## what the programs are built from: sbom.json, CycloneDX
 
 bench: tools ## how fast it is here, and against what is kept in bench/baseline.jsonl (ARGS="..." go to `errand bench`)
 	cargo build --locked --release -p errand-cli
-	$(TARGET)/release/errand bench --baseline bench/baseline.jsonl $(ARGS)
+	$(TARGET)/release/errand bench \
+	  $(if $(filter http notifier watcher,$(firstword $(ARGS))),,--baseline bench/baseline.jsonl) $(ARGS)
 
 bench-peers: tools ## BullMQ, graphile-worker, pg-boss and Restate beside Errand: ROUNDS=n (3), RUNS=n (20,000)
 	cargo build --locked --release -p errand-cli

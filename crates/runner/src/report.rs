@@ -291,9 +291,9 @@ mod tests {
         assert_eq!(reports.unanswered(), 600);
         drop(reports);
         send_all(waiting, &fake, RunnerId::from_uuid(Uuid::nil())).await;
-        assert_eq!(fake.batches.lock().unwrap().iter().sum::<usize>(), 599);
-        assert_eq!(fake.batches.lock().unwrap().len(), 3);
+        assert_eq!(*fake.batches.lock().unwrap(), [256, 256, 87]);
         let expected: Vec<_> = (0..600).filter(|token| *token != 7).map(|token| (token, token % 2 == 0)).collect();
+        // A batch that failed is answered behind the one that was under way beside it.
         let mut answers = std::mem::take(&mut *fake.answers.lock().unwrap());
         answers.sort_unstable();
         assert_eq!(answers, expected);
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_runs_reports_keep_their_order_and_hold_up_nobody_else() {
+    async fn a_runs_reports_keep_their_order() {
         let fake = Fake { failures: AtomicUsize::new(1), ..Fake::default() };
         let (reports, waiting) = Reports::new();
         let first = report(1, 1);
