@@ -621,6 +621,9 @@ pub(crate) struct BenchArgs {
     /// Seconds at half of the loaded part's rate, behind it; 0: that part is left out
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) half_rate_seconds: u32,
+    /// Measures so often, and tells the median of each figure
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=100))]
+    pub(crate) rounds: u8,
     /// Runs in one submit request of the loaded part
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = batch)]
     pub(crate) batch: usize,
@@ -633,8 +636,17 @@ pub(crate) struct BenchArgs {
     /// `sqlite` or `postgres` (in a temporary folder), sqlite://FOLDER or postgres://USER@HOST/DATABASE
     #[arg(long, value_name = "URL", default_value = "sqlite")]
     pub(crate) store: String,
+    /// Completed runs that are in the store before anything is measured
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) stored: usize,
+    /// Dispatchers that share the work
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub(crate) dispatchers: u8,
+    /// Session-pools, of which one works and the others stand by
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub(crate) pools: u8,
     /// Measures the stack that runs at --nats-url, with a no-op runner of its own
-    #[arg(long, conflicts_with = "store")]
+    #[arg(long, conflicts_with_all = ["store", "dispatchers", "pools"])]
     pub(crate) connect: bool,
     /// Compares with what is kept in FILE: lines that `errand bench --json` has printed before
     #[arg(long, value_name = "FILE")]

@@ -81,7 +81,8 @@ impl Broker {
     }
 }
 
-/// `sync_interval: always`: what it has acknowledged survives a crash of the machine (DESIGN section 5).
+/// `sync_interval: always`: what it has acknowledged survives a crash of the machine (DESIGN section 5). `ping_interval`:
+/// as deploy/nats.conf.
 fn settings(config: &BrokerConfig) -> String {
     let port = if config.port == 0 { -1 } else { i32::from(config.port) };
     let folder = quoted(&config.folder);
@@ -91,6 +92,7 @@ fn settings(config: &BrokerConfig) -> String {
          listen: \"127.0.0.1:{port}\"\n\
          server_name: errand-dev\n\
          ports_file_dir: {folder}\n\
+         ping_interval: \"5s\"\nping_max: 2\n\
          jetstream {{\n  store_dir: {store}\n  sync_interval: always\n}}\n"
     )
 }

@@ -181,9 +181,11 @@ impl Broker {
                 routes.join(", ")
             )
         });
-        // The streams reserve what they may come to hold, so the limit is no smaller than a few installations need.
+        // As in deploy/nats.conf, but for limits: the streams reserve what they may come to hold, so that of files is no
+        // smaller than a few installations need.
         format!(
-            "listen: \"127.0.0.1:{}\"\nserver_name: \"{}\"\nports_file_dir: {:?}\n{cluster}\
+            "listen: \"127.0.0.1:{}\"\nserver_name: \"{}\"\nports_file_dir: {:?}\n\
+             ping_interval: \"5s\"\nping_max: 2\n{cluster}\
              jetstream {{ store_dir: {:?}, sync_interval: always, max_file_store: 10TB, max_memory_store: 256MB }}\n{}",
             self.port,
             self.folder.path().file_name().unwrap_or_default().display(),

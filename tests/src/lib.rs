@@ -6,6 +6,7 @@
 //! a runtime as well.
 
 mod broker;
+mod clock;
 mod disk;
 mod guard;
 pub mod ledger;
@@ -20,6 +21,7 @@ mod stack;
 mod wait;
 
 pub use broker::{Broker, connect};
+pub use clock::Clock;
 pub use disk::Disk;
 pub use guard::{folder, root};
 pub use nix::sys::signal::Signal;

@@ -138,10 +138,11 @@ async fn between(client: TcpStream, server: TcpStream, mut toxic: watch::Receive
     };
     let ends = |toxic: &Toxic| matches!(toxic, Toxic::Cut | Toxic::ServerGone | Toxic::ClientGone);
     let fate = tokio::select! {
-        // Both have closed.
-        true = carried => return Ends::default(),
+        both_have_closed = carried => match both_have_closed {
+            true => return Ends::default(),
+            false => Toxic::Cut,
+        },
         fate = toxic.wait_for(ends) => fate.map_or(Toxic::Cut, |fate| *fate),
-        else => Toxic::Cut,
     };
     let ends = Ends { client: up.from.reunite(down.to).ok(), server: down.from.reunite(up.to).ok() };
     match fate {

@@ -7,10 +7,14 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use async_nats::jetstream;
-use errand_tests::{Broker, Child, Postgres, Role, Service, Signal, Stack, StoreKind, eventually, service};
+use errand_tests::{
+    Broker, Child, Postgres, Proxy, Role, Service, Signal, Stack, StoreKind, Toxic, eventually, service,
+};
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
 use sqlx::{Connection, PgConnection};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const HOLD: &str = "errand-tests-hold";
@@ -151,6 +155,39 @@ async fn a_stack_is_ready_when_as_many_serve_as_were_started() {
     stack.service(Role::Dispatcher).restart();
     stack.ready().await;
     assert_eq!(stack.services(Role::Dispatcher).filter_map(|one| one.process().terminate()).sum::<i32>(), 0);
+}
+
+/// Both ends of a connection over a proxy.
+async fn over(proxy: &Proxy, listener: &TcpListener) -> (TcpStream, TcpStream) {
+    let client = TcpStream::connect(("127.0.0.1", proxy.port())).await.unwrap();
+    (client, listener.accept().await.unwrap().0)
+}
+
+async fn is_reset(mut end: TcpStream) {
+    let mut said = Vec::new();
+    let read = tokio::time::timeout(PATIENCE, end.read_to_end(&mut said)).await.expect("it is told");
+    assert!(read.is_err(), "a reset, and no orderly end");
+}
+
+#[tokio::test]
+async fn a_proxy_tells_each_end_when_the_other_is_gone_or_was_not_heard() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let proxy = Proxy::to(listener.local_addr().unwrap().port());
+    let (client, server) = over(&proxy, &listener).await;
+    client.set_zero_linger().unwrap();
+    drop(client);
+    is_reset(server).await;
+
+    let (mut client, server) = over(&proxy, &listener).await;
+    // What the proxy had not read when it was lossy gets through.
+    eventually("what was lost ends the connection", PATIENCE, async || {
+        proxy.set(Toxic::Drop);
+        let said = client.write_all(b"lost").await;
+        proxy.set(Toxic::None);
+        said.is_err().then_some(())
+    })
+    .await;
+    is_reset(server).await;
 }
 
 #[tokio::test]

@@ -180,14 +180,8 @@ impl Dev {
         };
         let files = Some(config.data.join("files"));
         let listen = (Ipv4Addr::LOCALHOST, config.http_port).into();
-        let services = StackConfig {
-            nats_url: broker.url.clone(),
-            prefix: config.prefix.clone(),
-            store,
-            files,
-            master_key: None,
-            http: Some(HttpConfig { listen, rate_limit: None }),
-        };
+        let http = Some(HttpConfig { listen, rate_limit: None });
+        let services = StackConfig { files, http, ..StackConfig::new(&broker.url, &config.prefix, store) };
         let stack = Stack::start(&services)?;
         Ok(Self { broker, bus, stack, services, config, _lock: lock })
     }

@@ -1,8 +1,8 @@
 //! Does what the plan says to processes, connections and disks, and undoes it in time.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use errand_tests::{Disk, Role, Signal, Stack, Toxic};
+use errand_tests::{Clock, Disk, Role, Signal, Stack, Toxic};
 
 use crate::load::Load;
 use crate::plan::Harm;
@@ -19,6 +19,42 @@ enum Undo {
     Writable,
     EmptyTheStoresDisk,
     EmptyTheBrokersDisk,
+    SetClock(usize),
+}
+
+/// A time during which a service's clock was wrong.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct WrongTime {
+    whom: usize,
+    /// By how many milliseconds it was ahead.
+    by_ms: i64,
+    /// When it began and ended; milliseconds since 1970.
+    from_ms: i64,
+    until_ms: i64,
+}
+
+impl WrongTime {
+    /// Within so long a process has heard of its clock's change.
+    const HEARD_MS: i64 = 2_000;
+
+    /// Whether a time may be one that this clock told.
+    pub(crate) fn may_have_told(&self, time_ms: i64) -> bool {
+        (self.from_ms..=self.until_ms + Self::HEARD_MS).contains(&(time_ms - self.by_ms))
+    }
+}
+
+fn now_ms() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// What there is to suffer.
+pub(crate) struct Scene {
+    pub(crate) stack: Stack,
+    pub(crate) store_disk: Option<Disk>,
+    pub(crate) broker_disk: Option<Disk>,
+    /// Of each service, where they can be set.
+    pub(crate) clocks: Vec<Clock>,
 }
 
 /// The installation that suffers.
@@ -26,6 +62,9 @@ pub(crate) struct Sufferer {
     pub(crate) stack: Stack,
     pub(crate) store_disk: Option<Disk>,
     pub(crate) broker_disk: Option<Disk>,
+    /// Of each service, where they can be set.
+    clocks: Vec<Clock>,
+    wrong_times: Vec<WrongTime>,
     /// When each service is to be started again that we have ended.
     undos: Vec<(Instant, Undo)>,
     /// Services that ended without being told to, with their last words.
@@ -34,9 +73,11 @@ pub(crate) struct Sufferer {
 }
 
 impl Sufferer {
-    pub(crate) fn new(stack: Stack, store_disk: Option<Disk>, broker_disk: Option<Disk>, services: usize) -> Self {
-        let (undos, fallen) = (Vec::new(), Vec::new());
-        Self { stack, store_disk, broker_disk, undos, fallen, ended: vec![false; services] }
+    pub(crate) fn new(scene: Scene, services: usize) -> Self {
+        let Scene { stack, store_disk, broker_disk, clocks } = scene;
+        let (undos, fallen, wrong_times) = (Vec::new(), Vec::new(), Vec::new());
+        let ended = vec![false; services];
+        Self { stack, store_disk, broker_disk, clocks, wrong_times, undos, fallen, ended }
     }
 
     /// Goes through the plan, and undoes all of it.
@@ -142,8 +183,22 @@ impl Sufferer {
                 self.later(long, Undo::HealBroker(whom));
                 self.later(long, Undo::HealStore(whom));
             }
+            Harm::Clock(whom, seconds, long) => self.set_clock(whom, seconds, long),
             other => self.strike_servers(other),
         }
+    }
+
+    fn set_clock(&mut self, whom: usize, seconds: i64, long: Duration) {
+        self.clocks[whom].set(seconds);
+        self.later(long, Undo::SetClock(whom));
+        // One that is wrong already is wrong in another way now; that it is right again is written down when it is.
+        self.wrong_times.push(WrongTime { whom, by_ms: seconds * 1_000, from_ms: now_ms(), until_ms: i64::MAX / 2 });
+    }
+
+    /// The times during which a dispatcher's clock was wrong: by its own, events are made.
+    pub(crate) fn wrong_times_of(&mut self, role: Role) -> Vec<WrongTime> {
+        let roles: Vec<Role> = self.stack.all_services().map(|(role, _)| role).collect();
+        self.wrong_times.iter().copied().filter(|wrong| roles[wrong.whom] == role).collect()
     }
 
     fn strike_servers(&mut self, harm: Harm) {
@@ -214,6 +269,12 @@ impl Sufferer {
                 // A nats-server whose disk was full has switched JetStream off until it is started again.
                 self.stack.broker.sigcont();
                 self.stack.broker.restart();
+            }
+            Undo::SetClock(whom) => {
+                self.clocks[whom].set(0);
+                for wrong in self.wrong_times.iter_mut().filter(|wrong| wrong.whom == whom) {
+                    wrong.until_ms = wrong.until_ms.min(now_ms());
+                }
             }
         }
     }

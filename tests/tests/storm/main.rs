@@ -16,9 +16,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, ensure};
 use errand_client::{Client, RunFilter, RunId, v1};
 use errand_core::ErrorCode;
-use errand_tests::{Disk, Role, Stack, StoreKind, eventually, ledger};
+use errand_tests::{Clock, Disk, Role, Stack, StoreKind, eventually, ledger};
 use futures::TryStreamExt;
-use harm::Sufferer;
+use harm::{Scene, Sufferer, WrongTime};
 use hdrhistogram::Histogram;
 use load::{Kind, LIMIT_MS, Load};
 use plan::{Ground, plan};
@@ -50,7 +50,7 @@ const SERVICES: [Role; 9] = [
     Role::Exec,
 ];
 
-fn stack(weather: &Weather) -> (Stack, Option<Disk>, Option<Disk>) {
+fn scene(weather: &Weather) -> Scene {
     let stack = match weather.store {
         StoreKind::Sqlite => Stack::new(StoreKind::Sqlite),
         StoreKind::Postgres => Stack::with_own_postgres(),
@@ -67,7 +67,12 @@ fn stack(weather: &Weather) -> (Stack, Option<Disk>, Option<Disk>) {
     }
     let notes = stack.folder().join("work").display().to_string();
     let replicas = weather.brokers.to_string();
-    for role in SERVICES {
+    let clock = |at: usize| Clock::new(stack.folder().join(format!("clock-{at}")));
+    let clocks: Vec<Clock> = (0..SERVICES.len()).map_while(clock).collect();
+    if clocks.is_empty() {
+        println!("no clock will be wrong: libfaketime is not installed");
+    }
+    for (at, role) in SERVICES.into_iter().enumerate() {
         let common = ["--log", "warn", "--replicas", &replicas];
         let more: &[&str] = match role {
             Role::SessionPool => &["--heartbeat-seconds", "1", "--runner-lost-seconds", "3"],
@@ -75,25 +80,28 @@ fn stack(weather: &Weather) -> (Stack, Option<Disk>, Option<Disk>) {
             Role::Exec => &["--capacity", "12", "--work", &notes],
             _ => &[],
         };
-        stack.start(role, &[&common[..], more].concat());
+        let environment = clocks.get(at).map(Clock::environment);
+        let environment: Vec<_> = environment.iter().flatten().map(|(name, value)| (*name, value.as_str())).collect();
+        stack.start_with(role, &[&common[..], more].concat(), &environment);
     }
-    (stack, store_disk, broker_disk)
+    Scene { stack, store_disk, broker_disk, clocks }
 }
 
 async fn storm(weather: Weather) -> anyhow::Result<()> {
     println!("{}: seed {}, {} runs/s for {:?}", weather.name, weather.seed, weather.rate, weather.length);
-    let (mut stack, store_disk, broker_disk) = tokio::task::block_in_place(|| stack(&weather));
-    stack.ready().await;
-    let client = Client::new(stack.bus().await, "acme".parse()?);
-    let load = Load::new(client.clone(), stack.folder()).await?;
+    let mut scene = tokio::task::block_in_place(|| scene(&weather));
+    scene.stack.ready().await;
+    let client = Client::new(scene.stack.bus().await, "acme".parse()?);
+    let load = Load::new(client.clone(), scene.stack.folder()).await?;
     let ground = Ground {
         services: SERVICES.len(),
         brokers: weather.brokers,
-        postgres: stack.postgres.is_some(),
-        disks: broker_disk.is_some(),
+        postgres: scene.stack.postgres.is_some(),
+        disks: scene.broker_disk.is_some(),
+        clocks: !scene.clocks.is_empty(),
     };
     let plan = plan(weather.seed, ground, weather.length, weather.calm);
-    let mut sufferer = Sufferer::new(stack, store_disk, broker_disk, SERVICES.len());
+    let mut sufferer = Sufferer::new(scene, SERVICES.len());
     let started = Instant::now();
     let submitting = tokio::spawn({
         let (load, rate, length) = (load.clone(), weather.rate, weather.length);
@@ -114,7 +122,7 @@ async fn storm(weather: Weather) -> anyhow::Result<()> {
     })
     .await;
     no_dead_letters(&url, sufferer.stack.prefix()).await?;
-    report(&client, &load, &entries).await?;
+    report(&client, &load, &entries, &sufferer.wrong_times_of(Role::Dispatcher)).await?;
     for (role, words) in &sufferer.fallen {
         println!("a {role:?} ended by itself: {words}");
     }
@@ -132,16 +140,24 @@ async fn no_dead_letters(url: &str, prefix: &str) -> anyhow::Result<()> {
 }
 
 /// What became of the runs, and how late deadlines fired.
-async fn report(client: &Client, load: &Load, entries: &BTreeMap<RunId, ledger::Entry>) -> anyhow::Result<()> {
+async fn report(
+    client: &Client,
+    load: &Load,
+    entries: &BTreeMap<RunId, ledger::Entry>,
+    wrong_times: &[WrongTime],
+) -> anyhow::Result<()> {
     let mut outcomes: BTreeMap<(Kind, String), usize> = BTreeMap::new();
     let mut lateness = Histogram::<u64>::new(3)?;
-    let (mut attempts, mut runs) = (0, client.runs(RunFilter::default()));
+    let (mut attempts, mut wrongly_timed, mut runs) = (0, 0, client.runs(RunFilter::default()));
     while let Some(run) = runs.try_next().await? {
         let kind = load.kind_of(&run.task_id).context("a task of the load")?;
         let error = run.errors.first().map_or(String::new(), |error| format!(" {}/{}", error.r#type, error.code));
         *outcomes.entry((kind, format!("{:?}{error}", run.status()))).or_default() += 1;
         attempts += u64::from(run.attempt.saturating_sub(1));
-        if let Some(late) = late(kind, &run, &entries[&run.id.parse()?]) {
+        let entry = &entries[&run.id.parse()?];
+        if entry.times.iter().any(|time| wrong_times.iter().any(|wrong| wrong.may_have_told(*time))) {
+            wrongly_timed += 1;
+        } else if let Some(late) = late(kind, &run, entry) {
             lateness.record(u64::try_from(late).with_context(|| format!("{} fired {} ms early", run.id, -late))?)?;
         }
     }
@@ -151,6 +167,9 @@ async fn report(client: &Client, load: &Load, entries: &BTreeMap<RunId, ledger::
     let repeated: usize = entries.values().map(|entry| entry.repeated).sum();
     let again = load.published_again.load(std::sync::atomic::Ordering::Relaxed);
     println!("{attempts} further attempts, {repeated} events came twice, {again} were lost with a broker's data");
+    println!(
+        "{wrongly_timed} runs may have been told the time by a dispatcher's clock that was wrong, and are not timed"
+    );
     println!(
         "{} deadlines fired, late by p50 {} ms, p99 {} ms, max {} ms",
         lateness.len(),

@@ -14,6 +14,8 @@ pub(crate) struct Ground {
     pub(crate) postgres: bool,
     /// There are disks that can be full.
     pub(crate) disks: bool,
+    /// Clocks can be set.
+    pub(crate) clocks: bool,
 }
 
 /// Something that goes wrong. A service is named by its place in the order of their start.
@@ -43,6 +45,8 @@ pub(crate) enum Harm {
     /// The disk of SQLite's files.
     FullStore(Duration),
     FullBroker(Duration),
+    /// Its clock is so many seconds ahead, or behind, for so long.
+    Clock(usize, i64, Duration),
 }
 
 /// Nobody loses a second broker's data before the first one has been given it back.
@@ -62,7 +66,26 @@ pub(crate) fn plan(seed: u64, ground: Ground, length: Duration, calm: Duration) 
         }
         at += calm.mul_f64(rng.random_range(0.2..1.8));
     }
+    if ground.clocks {
+        plan.extend(clocks(seed, ground, length, calm));
+        plan.sort_by_key(|(at, _)| *at);
+    }
     plan
+}
+
+/// With chances of their own: where no clock can be set, everything else of a seed's storm is the same.
+fn clocks(seed: u64, ground: Ground, length: Duration, calm: Duration) -> Vec<(Duration, Harm)> {
+    let mut rng = StdRng::seed_from_u64(!seed);
+    let (mut at, mut plan) = (Duration::ZERO, Vec::new());
+    loop {
+        at += calm.mul_f64(rng.random_range(1.0..7.0));
+        if at >= length {
+            return plan;
+        }
+        let whom = rng.random_range(0..ground.services);
+        let seconds = rng.random_range(1..120) * if rng.random() { 1 } else { -1 };
+        plan.push((at, Harm::Clock(whom, seconds, Duration::from_millis(rng.random_range(1_500..10_000)))));
+    }
 }
 
 fn toxic(rng: &mut StdRng) -> Toxic {

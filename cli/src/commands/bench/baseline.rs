@@ -6,7 +6,8 @@ use anyhow::Context;
 use serde_json::{Value, json};
 
 /// What two measurements must have in common to be compared.
-const LOAD: [&str; 5] = ["/durability/store", "/concurrency", "/batch", "/tenants", "/sessions"];
+const LOAD: [&str; 8] =
+    ["/durability/store", "/concurrency", "/batch", "/tenants", "/sessions", "/stored", "/dispatchers", "/pools"];
 /// What they had better have in common.
 const MACHINE: [&str; 2] = ["/build", "/cores"];
 /// The parts of a measurement, and of each the figures that are compared.

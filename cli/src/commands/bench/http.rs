@@ -47,14 +47,9 @@ pub(super) async fn run(args: &BenchHttpArgs, global: &Global, scratch: &Path, o
     let mut postgres = None;
     let store = store_of(&args.store, scratch, &mut postgres).await?;
     let listen = (Ipv4Addr::LOCALHOST, 0).into();
-    let config = StackConfig {
-        nats_url: broker.url.clone(),
-        prefix: global.prefix.clone(),
-        master_key: Some(errand_seal::new_key().to_string()),
-        store: store.clone(),
-        files: None,
-        http: Some(HttpConfig { listen, rate_limit: Some(0) }),
-    };
+    let master_key = Some(errand_seal::new_key().to_string());
+    let http = Some(HttpConfig { listen, rate_limit: Some(0) });
+    let config = StackConfig { master_key, http, ..StackConfig::new(&broker.url, &global.prefix, store.clone()) };
     let mut stack = Stack::start(&config)?;
     let measured = measure(args, global, &broker.url, &mut stack).await;
     let stopped = stack.stop().await.and(broker.stop().await);

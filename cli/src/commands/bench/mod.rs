@@ -31,14 +31,17 @@ use crate::commands::dev::{stop_signal, until_ready};
 use crate::failure::Said;
 use crate::output::Output;
 use crate::postgres::Postgres;
-use crate::stack::{Stack, StackConfig};
+use crate::stack::{Instances, Stack, StackConfig};
 
 use baseline::Baseline;
 use load::{Load, Seen};
-use report::{Durability, Report, Verified};
+use report::{Durability, Report, Round, Verified};
 
 /// How long services may take to be there.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How the store is filled before anything is measured.
+const FILL_BATCH: usize = 500;
+const FILL_IN_FLIGHT: usize = 2_000;
 /// A run has this many events: queued, running, completed.
 const EVENTS: u64 = 3;
 
@@ -84,24 +87,20 @@ async fn measure(args: &BenchArgs, rig: &Rig, out: Output) -> anyhow::Result<Rep
     // Each session is made once, and its making is not what is measured.
     let warm_up = (rig.sessions as usize * 2).max(200);
     load.closed_loop(warm_up, rig.sessions as usize, 1).await?;
-    say(format!("unloaded: {} runs, one after the other", args.unloaded));
-    let unloaded = load.closed_loop(args.unloaded, 1, 1).await?;
-    say(format!("loaded: {} runs, {} in flight", args.runs, args.concurrency));
-    let loaded = load.closed_loop(args.runs, args.concurrency, args.batch).await?;
+    if args.stored > 0 {
+        say(format!("filling the store: {} runs", args.stored));
+        load.closed_loop(args.stored, FILL_IN_FLIGHT, FILL_BATCH).await?;
+    }
+    let mut rounds = Vec::new();
+    for _ in 0..args.rounds {
+        rounds.push(round(args, load, say).await?);
+    }
     let memory = memory::Peaks::now(rig.nats_pid);
-    let half_rate = half_rate(args, load, &loaded, say).await?;
     say("counting what is in the store".to_owned());
-    let verified = verify(
-        &clients,
-        &tasks,
-        &seen,
-        warm_up + args.unloaded + args.runs + half_rate.as_ref().map_or(0, |part| part.runs),
-    )
-    .await?;
+    let verified =
+        verify(&clients, &tasks, &seen, warm_up + args.stored + rounds.iter().map(Round::runs).sum::<usize>()).await?;
     Ok(Report {
-        unloaded,
-        loaded,
-        half_rate,
+        rounds,
         memory,
         verified,
         durability: rig.durability.clone(),
@@ -109,8 +108,19 @@ async fn measure(args: &BenchArgs, rig: &Rig, out: Output) -> anyhow::Result<Rep
         batch: args.batch,
         tenants: args.tenants,
         sessions: rig.sessions,
+        stored: args.stored,
+        instances: Instances { dispatchers: args.dispatchers, pools: args.pools },
         broker: rig.bus.broker_version(),
     })
+}
+
+async fn round(args: &BenchArgs, load: Load<'_>, say: impl Fn(String)) -> anyhow::Result<Round> {
+    say(format!("unloaded: {} runs, one after the other", args.unloaded));
+    let unloaded = load.closed_loop(args.unloaded, 1, 1).await?;
+    say(format!("loaded: {} runs, {} in flight", args.runs, args.concurrency));
+    let loaded = load.closed_loop(args.runs, args.concurrency, args.batch).await?;
+    let half_rate = half_rate(args, load, &loaded, say).await?;
+    Ok(Round { unloaded, loaded, half_rate })
 }
 
 /// As many runs a second as half of what the loaded part made, one by one and whether or not those before are done.
@@ -199,8 +209,8 @@ impl Rig {
             let durability = Durability::of_store(&store);
             // Our own Postgres ends with the bench, and its secrets too.
             let master_key = (args.store == "postgres").then(|| errand_seal::new_key().to_string());
-            let prefix = global.prefix.clone();
-            let config = StackConfig { nats_url: url, prefix, store, files: None, master_key, http: None };
+            let instances = Instances { dispatchers: args.dispatchers, pools: args.pools };
+            let config = StackConfig { master_key, instances, ..StackConfig::new(&url, &global.prefix, store) };
             (Some(Stack::start(&config)?), durability)
         };
         // The end of a new id is as good as random.

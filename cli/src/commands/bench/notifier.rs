@@ -112,14 +112,9 @@ pub(super) async fn run(args: &BenchNotifierArgs, global: &Global, scratch: &Pat
     let program = broker::find(args.nats_server.nats_server.as_deref())?;
     let broker = Broker::start(&BrokerConfig { program, folder: scratch.join("nats"), port: 0 }).await?;
     let mut postgres = None;
-    let config = StackConfig {
-        nats_url: broker.url.clone(),
-        prefix: global.prefix.clone(),
-        store: super::store_of(&args.store, scratch, &mut postgres).await?,
-        master_key: Some(errand_seal::new_key().to_string()),
-        files: None,
-        http: None,
-    };
+    let store = super::store_of(&args.store, scratch, &mut postgres).await?;
+    let master_key = Some(errand_seal::new_key().to_string());
+    let config = StackConfig { master_key, ..StackConfig::new(&broker.url, &global.prefix, store) };
     let stack = Stack::start_notifier(&config)?;
     let measured = measure(args, &config).await;
     let memory = memory::Peaks::now(Some(broker.pid));

@@ -7,6 +7,7 @@ use super::baseline::{Baseline, PARTS};
 use super::load::{Measured, STAGES};
 use super::memory::Peaks;
 use crate::output::{Output, table};
+use crate::stack::Instances;
 
 /// How durable what was measured is: figures without it mean nothing.
 #[derive(Debug, Clone)]
@@ -46,11 +47,23 @@ pub(super) struct Verified {
     pub(super) ok: bool,
 }
 
+/// What is measured once, or several times for medians.
 #[derive(Debug)]
-pub(super) struct Report {
+pub(super) struct Round {
     pub(super) unloaded: Measured,
     pub(super) loaded: Measured,
     pub(super) half_rate: Option<Measured>,
+}
+
+impl Round {
+    pub(super) fn runs(&self) -> usize {
+        self.unloaded.runs + self.loaded.runs + self.half_rate.as_ref().map_or(0, |part| part.runs)
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Report {
+    pub(super) rounds: Vec<Round>,
     pub(super) memory: Peaks,
     pub(super) verified: Verified,
     pub(super) durability: Durability,
@@ -58,6 +71,9 @@ pub(super) struct Report {
     pub(super) batch: usize,
     pub(super) tenants: usize,
     pub(super) sessions: u32,
+    /// Runs that were in the store before.
+    pub(super) stored: usize,
+    pub(super) instances: Instances,
     pub(super) broker: String,
 }
 
@@ -66,7 +82,7 @@ impl Report {
         let mut report = self.as_json();
         let ratios = baseline.map(|baseline| baseline.compare(&report));
         if !out.json {
-            return out.line(self.as_text(ratios.as_ref()));
+            return out.line(self.as_text(&report, ratios.as_ref()));
         }
         if let Some(ratios) = ratios {
             report["against_baseline"] = ratios;
@@ -76,6 +92,8 @@ impl Report {
 
     fn as_json(&self) -> Value {
         let verified = &self.verified;
+        let half_rate: Vec<Value> =
+            self.rounds.iter().filter_map(|round| round.half_rate.as_ref()).map(figures_by_stage).collect();
         json!({
             "object": "bench",
             "version": env!("CARGO_PKG_VERSION"),
@@ -86,14 +104,18 @@ impl Report {
             "batch": self.batch,
             "tenants": self.tenants,
             "sessions": self.sessions,
+            "stored": self.stored,
+            "dispatchers": self.instances.dispatchers,
+            "pools": self.instances.pools,
             "durability": {
                 "store": self.durability.store,
                 "commit": self.durability.commit,
                 "broker": self.durability.broker,
             },
-            "unloaded": figures_by_stage(&self.unloaded),
-            "loaded": figures_by_stage(&self.loaded),
-            "half_rate": self.half_rate.as_ref().map(figures_by_stage),
+            "rounds": self.rounds.len(),
+            "unloaded": median(self.rounds.iter().map(|round| figures_by_stage(&round.unloaded)).collect()),
+            "loaded": median(self.rounds.iter().map(|round| figures_by_stage(&round.loaded)).collect()),
+            "half_rate": median(half_rate),
             "peak_memory": {
                 "stack_bytes": self.memory.stack,
                 "nats_server_bytes": self.memory.nats_server,
@@ -108,19 +130,16 @@ impl Report {
         })
     }
 
-    fn as_text(&self, ratios: Option<&Value>) -> String {
+    fn as_text(&self, report: &Value, ratios: Option<&Value>) -> String {
         let mut rows = table(["", "RUNS", "RUNS/S", "P50 MS", "P99 MS", "MAX MS"]);
-        let parts = [("one at a time", &self.unloaded), ("loaded", &self.loaded)];
-        for (name, measured) in parts.into_iter().chain(self.half_rate.as_ref().map(|part| ("half of that", part))) {
-            let latency = |quantile| format!("{:.2}", milliseconds(&measured.latency, quantile));
-            rows.add_row([
-                name.to_owned(),
-                measured.runs.to_string(),
-                format!("{:.0}", rate(measured)),
-                latency(0.5),
-                latency(0.99),
-                latency(1.0),
-            ]);
+        for (name, part) in [("one at a time", "unloaded"), ("loaded", "loaded"), ("half of that", "half_rate")] {
+            let part = &report[part];
+            let figure = |name: &str, digits| part[name].as_f64().map(|figure| format!("{figure:.digits$}"));
+            let figures = [("runs", 0), ("runs_per_second", 0), ("p50_ms", 2), ("p99_ms", 2), ("max_ms", 2)];
+            let figures: Option<Vec<String>> = figures.map(|(name, digits)| figure(name, digits)).into_iter().collect();
+            if let Some(figures) = figures {
+                rows.add_row(std::iter::once(name.to_owned()).chain(figures));
+            }
         }
         let mebibytes = |bytes: Option<u64>| bytes.map_or("?".to_owned(), |bytes| (bytes >> 20).to_string());
         let verified = &self.verified;
@@ -136,16 +155,21 @@ impl Report {
             "{}\n\n\
              latency   submit to the task_run.completed event, as the client sees it\n\
              loaded    {} in flight, {} a request, {} tenants, {} sessions\n\
+             stack     {} dispatchers, {} session-pools, {} runs in the store before\n\
              memory    {} MiB services, runner and client; {} MiB nats-server {} (peaks)\n\
              commit    {}: {}\n\
              broker    {}\n\
              machine   {} cores, {} build\n\
+             rounds    {}{}\n\
              store     {verdict}; {} final events came twice{}",
             rows.trim_fmt(),
             self.concurrency,
             self.batch,
             self.tenants,
             self.sessions,
+            self.instances.dispatchers,
+            self.instances.pools,
+            self.stored,
             mebibytes(self.memory.stack),
             mebibytes(self.memory.nats_server),
             self.broker,
@@ -154,6 +178,8 @@ impl Report {
             self.durability.broker,
             cores(),
             build(),
+            self.rounds.len(),
+            if self.rounds.len() > 1 { ": each figure is the median of its own" } else { "" },
             verified.repeated_events,
             ratios.map(against).unwrap_or_default(),
         )
@@ -214,6 +240,22 @@ fn figures_by_stage(measured: &Measured) -> Value {
     value
 }
 
+/// Of each figure of several rounds the median; of an even number the smaller one in the middle. `null` of none.
+fn median(rounds: Vec<Value>) -> Value {
+    match rounds.first() {
+        None => Value::Null,
+        Some(Value::Object(first)) => {
+            let of = |name: &String| median(rounds.iter().map(|round| round[name].clone()).collect());
+            first.keys().map(|name| (name.clone(), of(name))).collect()
+        }
+        Some(_) => {
+            let mut rounds = rounds;
+            rounds.sort_by(|a, b| a.as_f64().unwrap_or(0.0).total_cmp(&b.as_f64().unwrap_or(0.0)));
+            rounds.swap_remove((rounds.len() - 1) / 2)
+        }
+    }
+}
+
 fn rounded(value: f64) -> f64 {
     (value * 1000.0).round() / 1000.0
 }
@@ -228,6 +270,14 @@ mod tests {
         (1..=100).for_each(|n| latency.record(n * 100).unwrap());
         let stages = [(); STAGES.len()].map(|()| Histogram::new(3).unwrap());
         Measured { runs, took: Duration::from_millis(millis), latency, stages }
+    }
+
+    #[test]
+    fn each_figure_has_its_own_median() {
+        let rounds = [(3, 1.5), (1, 9.0), (2, 4.0)].map(|(rate, p50)| json!({"rate": rate, "of": {"p50": p50}}));
+        assert_eq!(median(rounds[..2].to_vec()), json!({"rate": 1, "of": {"p50": 1.5}}));
+        assert_eq!(median(rounds.to_vec()), json!({"rate": 2, "of": {"p50": 4.0}}));
+        assert_eq!(median(Vec::new()), Value::Null);
     }
 
     #[test]
