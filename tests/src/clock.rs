@@ -1,8 +1,10 @@
 //! A process' clock, to be set at a test's will.
 
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-/// What the clock of one process shows beside the time, by libfaketime. What measures durations is not touched.
+/// How far the clock of one process is ahead of the machine's. What measures durations is not touched.
 #[derive(Debug)]
 pub struct Clock {
     library: PathBuf,
@@ -10,40 +12,38 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// One that is right, kept in this file; none where libfaketime is not installed (Debian's package `faketime`).
+    /// Clocks that are right, kept in this folder; none on other systems than Linux.
+    ///
+    /// # Panics
+    /// Where the folder cannot be written to, or `cc`, by which Rust links, fails.
     #[must_use]
-    pub fn new(file: PathBuf) -> Option<Self> {
-        let clock = Self { library: library()?, file };
-        clock.set(0);
-        Some(clock)
+    pub fn some(count: usize, folder: &Path) -> Vec<Self> {
+        if !cfg!(target_os = "linux") {
+            return Vec::new();
+        }
+        let library = folder.join("clock.so");
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/clock.c");
+        let compiled = Command::new("cc").args(["-shared", "-fPIC", "-O2", "-o"]).arg(&library).arg(&source).status();
+        assert!(compiled.is_ok_and(|status| status.success()), "cc does not compile {}", source.display());
+        let clock = |at| Self { library: library.clone(), file: folder.join(format!("clock-{at}")) };
+        let clocks: Vec<Self> = (0..count).map(clock).collect();
+        clocks.iter().for_each(|clock| clock.set(0));
+        clocks
     }
 
     /// The environment of the process whose clock it is.
     #[must_use]
-    pub fn environment(&self) -> [(&'static str, String); 4] {
-        [
-            ("LD_PRELOAD", self.library.display().to_string()),
-            ("FAKETIME_TIMESTAMP_FILE", self.file.display().to_string()),
-            ("FAKETIME_CACHE_DURATION", "1".to_owned()),
-            ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
-        ]
+    pub fn environment(&self) -> [(&'static str, String); 2] {
+        [("LD_PRELOAD", self.library.display().to_string()), ("CLOCK_FILE", self.file.display().to_string())]
     }
 
-    /// Within a second the process sees a time so many seconds from now, behind it where negative.
+    /// From now on the process sees a time so many seconds from now, behind it where negative.
     ///
     /// # Panics
     /// Where the file cannot be written.
     pub fn set(&self, seconds: i64) {
-        // In one step: a file that is half written would be read as another time.
-        let new = self.file.with_extension("new");
-        let written = std::fs::write(&new, format!("{seconds:+}\n")).and_then(|()| std::fs::rename(&new, &self.file));
+        let file = std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(&self.file);
+        let written = file.and_then(|file| file.write_all_at(&seconds.to_ne_bytes(), 0));
         written.unwrap_or_else(|error| panic!("{}: {error}", self.file.display()));
     }
-}
-
-/// Where packages put it.
-fn library() -> Option<PathBuf> {
-    let architectures = std::fs::read_dir("/usr/lib").into_iter().flatten().flatten().map(|entry| entry.path());
-    let folders = architectures.chain([PathBuf::from("/usr/lib"), PathBuf::from("/usr/local/lib")]);
-    folders.map(|folder| folder.join("faketime/libfaketime.so.1")).find(|file: &PathBuf| Path::is_file(file))
 }

@@ -8,8 +8,9 @@ use errand_client::{Client, ClientError, NewRun, RunId, v1};
 use errand_core::ErrorCode;
 use errand_core::run::Decision;
 use errand_core::task::Definition;
-use errand_tests::{Role, Stack, StoreKind, eventually, ledger};
+use errand_tests::{Role, Service, Stack, StoreKind, eventually, ledger};
 use serde_json::{Value, json};
+use tokio::net::TcpListener;
 
 const PATIENCE: Duration = Duration::from_secs(90);
 
@@ -33,6 +34,26 @@ on_both_stores! {
     runs_go_every_way_that_there_is
     a_deadline_that_passed_while_no_watcher_ran_fires_late
     a_runner_that_dies_takes_its_questions_with_it
+}
+
+/// A broker that is not there yet is no reason to hold up whoever stops everything.
+#[tokio::test]
+async fn a_service_that_waits_for_its_broker_ends_when_it_is_told_to() -> anyhow::Result<()> {
+    let silent = TcpListener::bind("127.0.0.1:0").await?;
+    let url = format!("nats://{}", silent.local_addr()?);
+    let folder = errand_tests::folder("store");
+    let store = format!("sqlite://{}", folder.path().display());
+    for role in [Role::Dispatcher, Role::SessionPool, Role::TimeoutWatcher, Role::Exec] {
+        let more = if matches!(role, Role::Dispatcher | Role::SessionPool) { &["--store", &store][..] } else { &[] };
+        let mut service = Service::spawn(role.binary(), &[&["--nats-url", &url], more].concat(), &[]);
+        // The second knock shows that it has begun to wait.
+        for _ in 0..2 {
+            drop(tokio::time::timeout(PATIENCE, silent.accept()).await??);
+        }
+        let ended = tokio::task::spawn_blocking(move || service.process().terminate()).await?;
+        ensure!(ended == Some(0), "{role:?} ended with {ended:?}");
+    }
+    Ok(())
 }
 
 /// All services, and what a test asks of them.

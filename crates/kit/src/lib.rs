@@ -64,11 +64,11 @@ pub struct Args {
 }
 
 impl Args {
-    /// Connects to the broker, waiting up to a minute for it.
+    /// Connects to the broker, waiting up to a minute for it; none where the shutdown comes first.
     ///
     /// # Errors
     /// What [`Bus::connect`] says.
-    pub async fn connect(&self, service: &str) -> anyhow::Result<Bus> {
+    pub async fn connect(&self, service: &str, shutdown: &CancellationToken) -> anyhow::Result<Option<Bus>> {
         let config = BusConfig {
             url: self.nats_url.clone(),
             prefix: self.prefix.clone(),
@@ -78,17 +78,21 @@ impl Args {
             replicas: self.replicas,
             ..BusConfig::default()
         };
-        Ok(Bus::connect(config, PATIENCE).await?)
+        Ok(shutdown.run_until_cancelled(Bus::connect(config, PATIENCE)).await.transpose()?)
     }
 
     /// As [`Self::connect`], and sees to it that the streams are there, waiting up to a minute for that, too.
     ///
     /// # Errors
     /// What [`Bus::connect`] and [`Bus::await_streams`] say.
-    pub async fn connect_with_streams(&self, service: &str) -> anyhow::Result<Bus> {
-        let bus = self.connect(service).await?;
-        bus.await_streams(PATIENCE).await?;
-        Ok(bus)
+    pub async fn connect_with_streams(
+        &self,
+        service: &str,
+        shutdown: &CancellationToken,
+    ) -> anyhow::Result<Option<Bus>> {
+        let Some(bus) = self.connect(service, shutdown).await? else { return Ok(None) };
+        let streams = shutdown.run_until_cancelled(bus.await_streams(PATIENCE)).await.transpose()?;
+        Ok(streams.map(|()| bus))
     }
 }
 

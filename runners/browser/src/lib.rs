@@ -64,7 +64,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         time_zone: config.time_zone,
         user_agent: config.user_agent,
     };
-    let bus = config.kit.connect("browser").await?;
+    let Some(bus) = config.kit.connect("browser", &shutdown).await? else { return Ok(()) };
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let capacity = config.capacity.unwrap_or_else(|| u32::try_from(cores * 2).unwrap_or(2));
     let runner =

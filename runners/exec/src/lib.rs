@@ -29,7 +29,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     };
     let root = config.work.unwrap_or_else(|| std::env::temp_dir().join("errand-exec"));
     let work = Work::claim(&root).with_context(|| format!("--work {}", root.display()))?;
-    let bus = config.kit.connect("exec").await?;
+    let Some(bus) = config.kit.connect("exec", &shutdown).await? else { return Ok(()) };
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let capacity = config.capacity.unwrap_or_else(|| u32::try_from(cores).unwrap_or(1));
     let warm = config.warm;

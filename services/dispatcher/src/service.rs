@@ -23,7 +23,7 @@ use crate::{sweep, transport};
 /// # Errors
 /// Where the broker or the store is not there at start, or a task fails for good.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let bus = config.kit.connect_with_streams("dispatcher").await?;
+    let Some(bus) = config.kit.connect_with_streams("dispatcher", &shutdown).await? else { return Ok(()) };
     let store = Store::open(&config.store).await?;
     let (outbox, publisher) = Outbox::open(store.db().clone(), bus.clone()).await?;
     let (task_outbox, task_publisher) = Outbox::open(store.db().clone(), bus.clone()).await?;

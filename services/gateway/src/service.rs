@@ -96,7 +96,7 @@ async fn serve(
         (Some(certificate), Some(key)) => Some(tls::acceptor(certificate, key)?),
         _ => None,
     };
-    let bus = config.kit.connect("gateway").await?;
+    let Some(bus) = config.kit.connect("gateway", &shutdown).await? else { return Ok(()) };
     let store = Store::open(&config.store).await?;
     let (router, document) = routes::all();
     let gateway = Arc::new(gateway(&config, bus.clone(), store.clone(), openapi::finish(document)?, tls.is_some()));

@@ -43,7 +43,7 @@ const ANSWER: Duration = Duration::from_secs(8);
 /// Where the broker or the store is not there at start, there is no master key, or a task fails for good.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     // A connection of its own: what destinations of type `nats` are sent waits behind nothing else, nor it behind them.
-    let own_broker = config.kit.connect("notifier-deliveries").await?;
+    let Some(own_broker) = config.kit.connect("notifier-deliveries", &shutdown).await? else { return Ok(()) };
     let outside = Outside::new(&config.outside, Some(own_broker))?;
     run_with(config, Arc::new(AllChannels::new(outside)), shutdown).await
 }
@@ -55,7 +55,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
 pub async fn run_with(config: Config, channels: Arc<dyn Channels>, shutdown: CancellationToken) -> anyhow::Result<()> {
     let settings = config.settings()?;
     let vault = Vault::new(config.master_key.load(&config.store)?);
-    let bus = config.kit.connect_with_streams("notifier").await?;
+    let Some(bus) = config.kit.connect_with_streams("notifier", &shutdown).await? else { return Ok(()) };
     let store = Store::open(&config.store).await?;
     let (outbox, publisher) = Outbox::open(store.db().clone(), bus.clone()).await?;
     let me = Uuid::now_v7();

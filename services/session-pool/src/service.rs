@@ -25,7 +25,7 @@ const STAND_BY: Duration = Duration::from_millis(500);
 /// Where the broker or the store is not there at start, or a task fails for good.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     let policy = config.policy()?;
-    let bus = config.kit.connect_with_streams("session-pool").await?;
+    let Some(bus) = config.kit.connect_with_streams("session-pool", &shutdown).await? else { return Ok(()) };
     let store = Store::open(&config.store).await?;
     let mut running = Tasks::new(shutdown.clone());
     // Also while it stands by: it lives, and is ready to take over.

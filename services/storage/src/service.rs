@@ -28,7 +28,7 @@ use crate::{retention, transport};
 /// Where the broker, the store or the place of the bytes is not there at start, or a task fails for good.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     let link_key = link_key(&config)?;
-    let bus = config.kit.connect_with_streams("storage").await?;
+    let Some(bus) = config.kit.connect_with_streams("storage", &shutdown).await? else { return Ok(()) };
     let store = Store::open(&config.store).await?;
     let blobs = Blobs::open(&config).await?;
     let (outbox, publisher) = Outbox::open(store.db().clone(), bus.clone()).await?;

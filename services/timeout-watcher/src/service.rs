@@ -29,7 +29,7 @@ const SNAPSHOT_REST: u32 = 9;
 /// # Errors
 /// Where the broker cannot be reached at start, or a task fails.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let bus = config.kit.connect_with_streams("timeout-watcher").await?;
+    let Some(bus) = config.kit.connect_with_streams("timeout-watcher", &shutdown).await? else { return Ok(()) };
     let watch = Arc::new(Watch::new()?);
     let mut tasks = Tasks::new(shutdown.clone());
     if let Some(listen) = config.kit.health_listen {

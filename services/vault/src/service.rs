@@ -22,7 +22,7 @@ use crate::transport;
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     // First, so that what a person has to do is said at once.
     let master = Arc::new(config.master_key.load(&config.store)?);
-    let bus = config.kit.connect_with_streams("vault").await?;
+    let Some(bus) = config.kit.connect_with_streams("vault", &shutdown).await? else { return Ok(()) };
     let store = Store::open(&config.store).await?;
     let rotation = Rotation::new(store.clone(), Arc::clone(&master));
     let keys = Arc::new(rotation.keys().await?);

@@ -100,7 +100,7 @@ fn question(field: &str) -> Question {
 fn main() -> std::process::ExitCode {
     let config = <Config as clap::Parser>::parse();
     errand_kit::main(&config.kit.clone(), "tests-runner", |shutdown| async move {
-        let bus = config.kit.connect("tests-runner").await?;
+        let Some(bus) = config.kit.connect("tests-runner", &shutdown).await? else { return Ok(()) };
         let runner = RunnerConfig { capacity: config.capacity, ..RunnerConfig::new(config.agent) };
         Ok(errand_runner::run(bus, Scripted, runner, shutdown).await?)
     })

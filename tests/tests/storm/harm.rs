@@ -34,12 +34,9 @@ pub(crate) struct WrongTime {
 }
 
 impl WrongTime {
-    /// Within so long a process has heard of its clock's change.
-    const HEARD_MS: i64 = 2_000;
-
     /// Whether a time may be one that this clock told.
     pub(crate) fn may_have_told(&self, time_ms: i64) -> bool {
-        (self.from_ms..=self.until_ms + Self::HEARD_MS).contains(&(time_ms - self.by_ms))
+        (self.from_ms..=self.until_ms).contains(&(time_ms - self.by_ms))
     }
 }
 

@@ -67,10 +67,9 @@ fn scene(weather: &Weather) -> Scene {
     }
     let notes = stack.folder().join("work").display().to_string();
     let replicas = weather.brokers.to_string();
-    let clock = |at: usize| Clock::new(stack.folder().join(format!("clock-{at}")));
-    let clocks: Vec<Clock> = (0..SERVICES.len()).map_while(clock).collect();
+    let clocks = Clock::some(SERVICES.len(), stack.folder());
     if clocks.is_empty() {
-        println!("no clock will be wrong: libfaketime is not installed");
+        println!("no clock will be wrong: that is for Linux only");
     }
     for (at, role) in SERVICES.into_iter().enumerate() {
         let common = ["--log", "warn", "--replicas", &replicas];
