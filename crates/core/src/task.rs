@@ -346,10 +346,11 @@ mod tests {
             let checked = |n| {
                 let mut definition = definition();
                 set(&mut definition.settings, n);
-                definition.check().map_err(|error| error.field.unwrap_or_default())
+                definition.check()
             };
             assert_eq!((checked(least), checked(most)), (Ok(()), Ok(())), "{field}");
-            assert_eq!((checked(least - 1), checked(most + 1)), (Err(field.into()), Err(field.into())));
+            let refused = Err(ErrorCode::INPUT_INVALID.with(format!("{field} must be {least}..{most}")).at(field));
+            assert_eq!((checked(least - 1), checked(most + 1)), (refused.clone(), refused));
         }
     }
 }
