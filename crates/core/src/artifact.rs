@@ -30,3 +30,16 @@ impl fmt::Display for ArtifactKind {
         f.write_str(self.as_str())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::is_one_word;
+
+    #[test]
+    fn a_kind_is_one_word_wherever_it_stands() {
+        let all = [ArtifactKind::File, ArtifactKind::Screenshot];
+        is_one_word(&all, ArtifactKind::as_str);
+        assert_eq!(all.map(|kind| kind.to_string()), ["file", "screenshot"]);
+    }
+}

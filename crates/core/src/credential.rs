@@ -203,6 +203,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::limits;
+    use crate::testing::is_one_word;
 
     fn credential() -> Credential {
         Credential {
@@ -282,6 +284,52 @@ mod tests {
                 prop_assert_eq!(expected.map(|verdict| verdict.err()), newest.map(|_| credential.failure));
                 prop_assert_eq!(credential.status == CredentialStatus::Unverified, newest.is_none());
             }
+        }
+    }
+
+    #[test]
+    fn each_word_is_one_wherever_it_stands() {
+        is_one_word(&AuthMethod::ALL, AuthMethod::as_str);
+        is_one_word(&CredentialStatus::ALL, CredentialStatus::as_str);
+        let failures = [AuthFailure::AuthInvalid, AuthFailure::AuthLocked];
+        is_one_word(&failures, AuthFailure::as_str);
+        let codes = failures.map(|failure| crate::ErrorCode::find("auth", failure.as_str()));
+        assert_eq!(codes, [Some(crate::ErrorCode::AUTH_INVALID), Some(crate::ErrorCode::AUTH_LOCKED)]);
+    }
+
+    #[test]
+    fn a_credential_has_a_name_within_the_limit() {
+        for (length, fits) in [(0, false), (1, true), (limits::MAX_NAME, true), (limits::MAX_NAME + 1, false)] {
+            assert_eq!(Credential { name: "x".repeat(length), ..credential() }.check().is_ok(), fits, "{length}");
+        }
+    }
+
+    #[test]
+    fn other_secrets_begin_anew() {
+        let refused = Credential {
+            status: CredentialStatus::Invalid,
+            failure: Some(AuthFailure::AuthLocked),
+            generation: 2,
+            last_report: Some(ReportMark { generation: 2, token: 5, number: 1 }),
+            checked_at: Some(Timestamp(50)),
+            seq: 3,
+            version: 5,
+            updated_at: Timestamp(50),
+            ..credential()
+        };
+        // The clock of who renews may be behind that of who took the last report.
+        for (now, updated_at) in [(60, 60), (40, 50)] {
+            let expected = Credential {
+                status: CredentialStatus::Unverified,
+                failure: None,
+                generation: 3,
+                checked_at: None,
+                seq: 4,
+                version: 6,
+                updated_at: Timestamp(updated_at),
+                ..refused.clone()
+            };
+            assert_eq!(refused.renewed(Timestamp(now)), expected);
         }
     }
 }

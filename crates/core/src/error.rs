@@ -216,4 +216,35 @@ mod tests {
         );
         assert_eq!(serde_json::from_str::<Error>(&json).unwrap(), error);
     }
+
+    /// Agents blame sources, credentials, files and themselves. That a time is over, a session lost or a request wrong
+    /// is not theirs to say: clients branch on it.
+    #[test]
+    fn an_agent_reports_no_error_that_only_errand_can_know() {
+        let agents: Vec<ErrorCode> = ErrorCode::ALL.iter().copied().filter(|code| code.is_agents()).collect();
+        let expected = [
+            ErrorCode::SOURCE_ERROR,
+            ErrorCode::SOURCE_INVALID,
+            ErrorCode::SOURCE_NOT_AVAILABLE,
+            ErrorCode::SOURCE_BLOCKED,
+            ErrorCode::AUTH_INVALID,
+            ErrorCode::AUTH_LOCKED,
+            ErrorCode::AUTH_UNSUPPORTED,
+            ErrorCode::AGENT_ERROR,
+            ErrorCode::STORAGE_ERROR,
+            ErrorCode::FILE_TOO_LARGE,
+            ErrorCode::EXTRACTION_FAILED,
+        ];
+        assert_eq!(agents, expected);
+    }
+
+    #[test]
+    fn logs_name_code_message_and_field() {
+        let error = ErrorCode::INPUT_INVALID.with("is not a number");
+        assert_eq!(error.to_string(), "request/input_invalid: is not a number");
+        let error = error.at("input.amount");
+        for text in [error.to_string(), format!("{error:?}")] {
+            assert_eq!(text, "request/input_invalid: is not a number (field input.amount)");
+        }
+    }
 }

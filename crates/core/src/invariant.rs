@@ -175,9 +175,14 @@ impl Occupancy {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use uuid::Uuid;
 
     use super::*;
+    use crate::run::Command;
+    use crate::run::tests::{each_state, expire, hand_over, must, settings};
+    use crate::session::tests as sessions;
 
     #[test]
     fn a_gap_and_a_wrong_order_are_heard_and_repetitions_are_not() {
@@ -187,7 +192,8 @@ mod tests {
         assert_eq!(heard.hear(id(1), [1; 16], 1), Ok(false));
         assert_eq!(heard.hear(id(2), [2; 16], 1), Ok(true));
         assert_eq!(heard.hear(id(3), [1; 16], 3).unwrap_err().number, 4);
-        assert_eq!(heard.last_of([2; 16]), 1);
+        assert_eq!(heard.hear(id(4), [1; 16], 2), Ok(true));
+        assert_eq!([1, 2, 3].map(|object| heard.last_of([object; 16])), [2, 1, 0]);
     }
 
     #[test]
@@ -199,9 +205,174 @@ mod tests {
         assert_eq!(occupancy.begins(session(1), 2).unwrap_err().number, 7);
         occupancy.ends(session(1), 1);
         assert_eq!(occupancy.closes(session(1)).unwrap_err().number, 7, "the second is there still");
+        assert_eq!(occupancy.begins(session(1), 3), Ok(()));
+        occupancy.ends(session(1), 3);
+        assert_eq!(occupancy.begins(session(1), 3).unwrap_err().number, 5, "a lease begins once");
+        assert_eq!(occupancy.begins(session(1), 2).unwrap_err().number, 5, "an older lease");
+        assert_eq!(occupancy.begins(session(1), 4), Ok(()), "the third has left");
+        occupancy.ends(session(1), 4);
+        assert_eq!((occupancy.closes(session(1)), occupancy.closes(session(2))), (Ok(()), Ok(())));
         let mut tokens = Tokens::default();
         assert_eq!(tokens.leased(1, run(1), session(1)), Ok(()));
         assert_eq!(tokens.leased(1, run(2), session(1)).unwrap_err().number, 5);
+        assert_eq!(tokens.leased(1, run(1), session(2)).unwrap_err().number, 5);
         assert!(tokens.knows(1, run(1), session(1)) && !tokens.knows(2, run(1), session(1)));
+        for (token, of) in [(3, 1), (5, 1), (8, 2)] {
+            assert_eq!(tokens.leased(token, run(of), session(1)), Ok(()));
+        }
+        assert_eq!([1, 2, 3].map(|of| tokens.newest(run(of), session(1))), [Some(5), Some(8), None]);
+    }
+
+    /// What was in the store, and what is after it was spoilt; the events; the invariant that is broken.
+    type Case<'a, T> = (Option<&'a T>, &'a T, &'a [u64], u8, fn(&mut T));
+
+    #[test]
+    fn each_broken_commit_of_a_run_is_noticed() {
+        let [queued, running, asking, .., completed, failed, canceling, _] = &each_state(&settings())[..] else {
+            panic!()
+        };
+        let second = Run { attempt: 2, ..running.clone() };
+        let cases: [Case<Run>; 16] = [
+            (None, queued, &[], 2, |_| ()),
+            (None, queued, &[2], 2, |_| ()),
+            (Some(running), asking, &[], 2, |_| ()),
+            (Some(running), asking, &[2, 3], 2, |_| ()),
+            (Some(running), asking, &[3, 3], 2, |_| ()),
+            (Some(queued), asking, &[3], 2, |_| ()),
+            (Some(queued), asking, &[3, 2], 2, |_| ()),
+            (Some(completed), failed, &[4], 3, |run| run.seq = 4),
+            (Some(&second), asking, &[3], 3, |_| ()),
+            (Some(running), asking, &[3], 1, |run| run.id = RunId::from_uuid(Uuid::from_u128(9))),
+            (Some(running), asking, &[3], 1, |run| run.tenant = "other".parse().unwrap()),
+            (Some(running), asking, &[3], 1, |run| Arc::make_mut(&mut run.spec).task_version = 2),
+            // Lost and granted again in one commit, but to an older lease.
+            (Some(running), running, &[3, 4], 5, |run| {
+                run.seq = 4;
+                hand_over(run, 6);
+            }),
+            // Granted while another lease held it, and before it could have waited.
+            (Some(running), asking, &[3], 5, |run| hand_over(run, 8)),
+            (Some(canceling), running, &[4], 5, |run| {
+                run.seq = 4;
+                hand_over(run, 8);
+            }),
+            (Some(running), asking, &[3], 7, |run| run.session_id = None),
+        ];
+        for (case, (before, after, events, number, spoil)) in cases.into_iter().enumerate() {
+            let mut spoiled = after.clone();
+            spoil(&mut spoiled);
+            assert_eq!(check_commit(before, &spoiled, events).unwrap_err().number, number, "{case}");
+        }
+    }
+
+    #[test]
+    fn a_commit_may_hold_several_changes_of_a_run() {
+        let [queued, running, asking, _, completed, failed, canceling, canceled] = &each_state(&settings())[..] else {
+            panic!()
+        };
+        let mut granted_again = Run { seq: 4, attempt: 2, ..running.clone() };
+        hand_over(&mut granted_again, 8);
+        let cases: [(Option<&Run>, &Run, &[u64]); 11] = [
+            (None, queued, &[1]),
+            (None, running, &[1, 2]),
+            (Some(queued), running, &[2]),
+            (Some(queued), asking, &[2, 3]),
+            (Some(queued), completed, &[2, 3]),
+            (Some(running), asking, &[3]),
+            (Some(running), completed, &[3]),
+            (Some(running), failed, &[3]),
+            (Some(running), canceled, &[3, 4]),
+            (Some(canceling), canceled, &[4]),
+            (Some(running), &granted_again, &[3, 4]),
+        ];
+        for (before, after, events) in cases {
+            assert_eq!(check_commit(before, after, events), Ok(()), "{events:?}");
+        }
+    }
+
+    #[test]
+    fn no_run_times_out_before_its_time() {
+        let states = each_state(&settings());
+        let mut judged = BTreeSet::new();
+        for before in &states {
+            let armed = armed(before);
+            let Some(first) = armed.deadlines().iter().map(|deadline| deadline.at).min() else { continue };
+            for deadline in armed.deadlines() {
+                let after = must(before, expire(deadline.kind, before.seq), deadline.at);
+                assert_eq!(check_expired(before, &after), Ok(()), "{deadline:?}");
+                let early = Run { updated_at: first.plus_millis(-1), ..after };
+                let broken = check_expired(before, &early).err().map(|broken| broken.number);
+                // Who has not stopped in time is canceled, not failed: that may come at any time.
+                assert_eq!(broken, (early.status() == RunStatus::Failed).then_some(6), "{deadline:?}");
+                judged.extend(early.errors.iter().map(|error| error.code));
+                // What was armed between several changes is not known.
+                assert_eq!(check_expired(before, &Run { seq: early.seq + 1, ..early }), Ok(()));
+            }
+        }
+        let timeouts = [
+            ErrorCode::INTERACTION_TIMEOUT,
+            ErrorCode::SESSION_TIMEOUT,
+            ErrorCode::REVIEW_TIMEOUT,
+            ErrorCode::TASK_TIMEOUT,
+        ];
+        assert_eq!(judged, BTreeSet::from(timeouts));
+        let other = ErrorCode::SOURCE_ERROR.with("x");
+        let failed = must(&states[1], Command::Fail { token: 7, errors: vec![other] }, states[1].updated_at);
+        assert_eq!(check_expired(&states[1], &failed), Ok(()), "an agent fails when it likes");
+    }
+
+    #[test]
+    fn each_broken_commit_of_a_session_is_noticed() {
+        use crate::session::Command::{Ready, Release};
+        let [fresh, running, idle, _, completed, failed] = &sessions::each_state()[..] else { panic!() };
+        let leased = sessions::after(&[Ready, sessions::lease(2)]);
+        let released = sessions::after(&[Ready, sessions::lease(2), Release { token: 2 }]);
+        let again = sessions::after(&[Ready, sessions::lease(2), Release { token: 2 }, sessions::lease(3)]);
+        let taken = Session { seq: 4, ..again.clone() };
+        let cases: [Case<Session>; 11] = [
+            (None, fresh, &[], 2, |_| ()),
+            (Some(fresh), running, &[1, 2], 2, |_| ()),
+            (Some(fresh), &leased, &[3], 2, |_| ()),
+            (Some(completed), failed, &[4], 7, |session| session.seq = 4),
+            (Some(fresh), running, &[2], 7, |session| session.runner_id = crate::RunnerId::from_uuid(Uuid::nil())),
+            (Some(&released), &again, &[5], 7, |session| session.tenant = "other".parse().ok()),
+            (Some(&released), &again, &[5], 7, |session| {
+                session.source_id = Some(crate::SourceId::from_uuid(Uuid::nil()));
+            }),
+            (Some(&released), &again, &[5], 7, |session| {
+                session.credential_id = Some(crate::CredentialId::from_uuid(Uuid::nil()));
+            }),
+            // Another run's from one change to the next.
+            (Some(&leased), &taken, &[4], 7, |_| ()),
+            (Some(fresh), idle, &[2], 7, |session| session.ended_at = Some(session.updated_at)),
+            (Some(&leased), &released, &[4, 5], 2, |_| ()),
+        ];
+        for (case, (before, after, events, number, spoil)) in cases.into_iter().enumerate() {
+            let mut spoiled = after.clone();
+            spoil(&mut spoiled);
+            assert_eq!(check_session_commit(before, &spoiled, events).unwrap_err().number, number, "{case}");
+        }
+    }
+
+    #[test]
+    fn a_commit_may_hold_several_changes_of_a_session() {
+        use crate::session::Command::{Ready, Release};
+        let [fresh, running, idle, ..] = &sessions::each_state()[..] else { panic!() };
+        let leased = sessions::after(&[Ready, sessions::lease(2)]);
+        let released = sessions::after(&[Ready, sessions::lease(2), Release { token: 2 }]);
+        let again = sessions::after(&[Ready, sessions::lease(2), Release { token: 2 }, sessions::lease(3)]);
+        let cases: [(Option<&Session>, &Session, &[u64]); 7] = [
+            (None, fresh, &[1]),
+            (Some(fresh), running, &[2]),
+            (Some(fresh), idle, &[2]),
+            (Some(fresh), &leased, &[2, 3]),
+            (Some(&leased), &released, &[4]),
+            (Some(&released), &again, &[5]),
+            // Given back and leased again in one commit.
+            (Some(&leased), &again, &[4, 5]),
+        ];
+        for (before, after, events) in cases {
+            assert_eq!(check_session_commit(before, after, events), Ok(()), "{events:?}");
+        }
     }
 }

@@ -39,3 +39,15 @@ macro_rules! mutated {
         $crate::mutation::is_active($crate::mutation::Mutation::$mutation)
     };
 }
+
+#[cfg(test)]
+mod testing {
+    use std::fmt::Debug;
+
+    /// Columns, subjects and filters hold `as_str`, documents and events what serde makes: the two are one word.
+    pub(crate) fn is_one_word<T: Copy + Debug + serde::Serialize>(all: &[T], as_str: fn(T) -> &'static str) {
+        for value in all {
+            assert_eq!(serde_json::to_value(value).unwrap(), as_str(*value), "{value:?}");
+        }
+    }
+}

@@ -128,6 +128,7 @@ fn check_url(r#type: SourceType, url: &str) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::is_one_word;
 
     #[test]
     fn an_address_fits_its_type() {
@@ -160,12 +161,36 @@ mod tests {
             let error = check_url(r#type, url).unwrap_err();
             assert!(error.field.as_deref() == Some("url") && !error.message.contains("hunter2"), "{url}: {error}");
         }
-        assert!(check_url(Website, &format!("https://x/{}", "y".repeat(limits::MAX_URL_BYTES))).is_err());
+        let of_length = |length: usize| format!("{:y<length$}", "https://x/");
+        assert_eq!(check_url(Website, &of_length(limits::MAX_URL_BYTES)), Ok(()));
+        assert!(check_url(Website, &of_length(limits::MAX_URL_BYTES + 1)).is_err());
     }
 
     #[test]
     fn names_have_a_limit() {
         assert!(check_name("").is_err() && check_name(&"x".repeat(limits::MAX_NAME + 1)).is_err());
         assert_eq!(check_name("Brightwater"), Ok(()));
+        assert_eq!(check_name(&"é".repeat(limits::MAX_NAME)), Ok(()), "it counts characters");
+    }
+
+    #[test]
+    fn a_source_is_checked_as_a_whole() {
+        let source = |name: &str, url: &str| Source {
+            id: SourceId::from_uuid(uuid::Uuid::nil()),
+            tenant: "acme".parse().unwrap(),
+            r#type: SourceType::Website,
+            name: name.into(),
+            url: url.into(),
+            created_at: Timestamp(1),
+            updated_at: Timestamp(1),
+        };
+        assert_eq!(source("Brightwater", "https://x").check(), Ok(()));
+        assert_eq!(source("", "https://x").check().unwrap_err().field.as_deref(), Some("name"));
+        assert_eq!(source("Brightwater", "").check().unwrap_err().field.as_deref(), Some("url"));
+    }
+
+    #[test]
+    fn a_type_is_one_word_wherever_it_stands() {
+        is_one_word(&SourceType::ALL, SourceType::as_str);
     }
 }

@@ -285,4 +285,72 @@ mod tests {
         let error = serde_json::from_str::<Definition>(r#"{"name":"a","agent_id":"agt_exec","colour":1}"#).unwrap_err();
         assert!(error.to_string().contains("colour"), "{error}");
     }
+
+    /// A value that is nested `depth` deep.
+    fn nested(depth: usize) -> Value {
+        (1..depth).fold(Value::Null, |inner, at| match at % 2 {
+            0 => Value::Array(vec![Value::Bool(true), inner]),
+            _ => serde_json::json!({ "in": inner }),
+        })
+    }
+
+    /// A value whose JSON is so long.
+    fn of_bytes(bytes: usize) -> Option<Value> {
+        Some(Value::String("x".repeat(bytes - r#""""#.len())))
+    }
+
+    #[test]
+    fn sizes_are_taken_up_to_their_limit() {
+        type Size = fn(&mut Definition, usize);
+        let cases: [(&str, ErrorCode, usize, Size); 7] = [
+            ("name", ErrorCode::INPUT_INVALID, limits::MAX_NAME, |d, n| d.name = "é".repeat(n)),
+            ("prompt", ErrorCode::INPUT_INVALID, limits::MAX_PROMPT_BYTES, |d, n| d.prompt = "x".repeat(n)),
+            ("program", ErrorCode::INPUT_INVALID, limits::MAX_PROGRAM_BYTES, |d, n| d.program = of_bytes(n)),
+            ("input_schema", ErrorCode::SCHEMA_INVALID, limits::MAX_SCHEMA_BYTES, |d, n| d.input_schema = of_bytes(n)),
+            ("output_schema", ErrorCode::SCHEMA_INVALID, limits::MAX_SCHEMA_BYTES, |d, n| {
+                d.output_schema = of_bytes(n)
+            }),
+            ("storage.extraction_schema", ErrorCode::SCHEMA_INVALID, limits::MAX_SCHEMA_BYTES, |d, n| {
+                d.storage.extraction_schema = of_bytes(n);
+            }),
+            ("input_schema", ErrorCode::SCHEMA_INVALID, limits::MAX_JSON_DEPTH, |d, n| {
+                d.input_schema = Some(nested(n))
+            }),
+        ];
+        for (field, code, limit, size) in cases {
+            let checked = |n| {
+                let mut definition = definition();
+                size(&mut definition, n);
+                definition.check()
+            };
+            assert_eq!(checked(limit), Ok(()), "{field}");
+            let error = checked(limit + 1).unwrap_err();
+            assert_eq!((error.code, error.field.as_deref()), (code, Some(field)));
+        }
+    }
+
+    #[test]
+    fn settings_are_taken_up_to_both_ends_of_their_range() {
+        type Set = fn(&mut Settings, i32);
+        let seconds = i32::try_from(limits::MAX_SECONDS).unwrap();
+        let cases: [(&str, i32, i32, Set); 7] = [
+            ("settings.timeout_seconds", 1, seconds, |s, n| s.timeout_seconds = Some(n.cast_unsigned())),
+            ("settings.inactivity_seconds", 1, seconds, |s, n| s.inactivity_seconds = n.cast_unsigned()),
+            ("settings.interaction_seconds", 1, seconds, |s, n| s.interaction_seconds = n.cast_unsigned()),
+            ("settings.queue_seconds", 1, seconds, |s, n| s.queue_seconds = n.cast_unsigned()),
+            ("settings.review_seconds", 1, seconds, |s, n| s.review_seconds = Some(n.cast_unsigned())),
+            ("settings.max_attempts", 1, 10, |s, n| s.max_attempts = n.cast_unsigned()),
+            ("settings.priority", -100, 100, |s, n| s.priority = n),
+        ];
+        for (field, least, most, set) in cases {
+            let checked = |n| {
+                let mut definition = definition();
+                set(&mut definition.settings, n);
+                definition.check()
+            };
+            assert_eq!((checked(least), checked(most)), (Ok(()), Ok(())), "{field}");
+            let refused = Err(ErrorCode::INPUT_INVALID.with(format!("{field} must be {least}..{most}")).at(field));
+            assert_eq!((checked(least - 1), checked(most + 1)), (refused.clone(), refused));
+        }
+    }
 }

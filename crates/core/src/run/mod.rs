@@ -15,4 +15,4 @@ pub use invariant::{Broken, check, check_change};
 pub use state::{Active, Lease, LeaseToken, Run, RunResult, RunStatus, Spec, State};
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

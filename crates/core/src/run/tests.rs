@@ -12,12 +12,14 @@ use uuid::Uuid;
 use super::*;
 use crate::error::ErrorCode;
 use crate::id::{RunId, RunnerId, SessionId, TaskId};
+use crate::limits;
 use crate::task::Settings;
+use crate::testing::is_one_word;
 use crate::time::Timestamp;
 
-const START: Timestamp = Timestamp(1_000_000);
+pub(crate) const START: Timestamp = Timestamp(1_000_000);
 
-fn lease(token: LeaseToken) -> Lease {
+pub(crate) fn lease(token: LeaseToken) -> Lease {
     let session_id = SessionId::from_uuid(Uuid::from_u128(u128::from(token)));
     Lease { session_id, runner_id: RunnerId::from_uuid(Uuid::from_u128(1)), token }
 }
@@ -55,11 +57,11 @@ fn described(settings: Settings) -> Run {
     }
 }
 
-fn settings() -> Settings {
+pub(crate) fn settings() -> Settings {
     Settings { timeout_seconds: Some(7200), review_seconds: Some(60), max_attempts: 2, ..Settings::default() }
 }
 
-fn question(id: &str) -> Question {
+pub(crate) fn question(id: &str) -> Question {
     let field = InteractionField { name: "code".into(), r#type: "code".into(), label: String::new(), options: vec![] };
     Question { id: id.into(), r#type: "mfa".into(), message: "code?".into(), fields: vec![field] }
 }
@@ -68,11 +70,11 @@ fn output(misfit: Option<&str>) -> Output {
     Output { json: Bytes::from_static(b"1"), misfit: misfit.map(Into::into) }
 }
 
-fn expire(kind: DeadlineKind, version: u64) -> Command {
+pub(crate) fn expire(kind: DeadlineKind, version: u64) -> Command {
     Command::Expire { kind, version, last_activity: START }
 }
 
-fn must(run: &Run, command: Command, now: Timestamp) -> Run {
+pub(crate) fn must(run: &Run, command: Command, now: Timestamp) -> Run {
     match apply(run, command, now) {
         Outcome::Changed(change) => {
             assert_eq!(check_change(run, &change.next), Ok(()));
@@ -83,7 +85,7 @@ fn must(run: &Run, command: Command, now: Timestamp) -> Run {
 }
 
 /// A run in each state; those with a lease hold token 7.
-fn each_state(settings: &Settings) -> Vec<Run> {
+pub(crate) fn each_state(settings: &Settings) -> Vec<Run> {
     let at = START.plus_seconds(1);
     let queued = submit(described(settings.clone()), Ok(()), START).next;
     let running = must(&queued, Command::Grant { lease: lease(7), attempt: 1 }, at);
@@ -208,6 +210,7 @@ fn a_deadline_that_has_not_passed_changes_nothing() {
 fn activity_moves_the_inactivity_deadline_and_waiting_for_a_person_stops_the_clocks() {
     let mut run = each_state(&settings()).swap_remove(1);
     assert!(touch(&mut run, 7, START.plus_seconds(600)) && !touch(&mut run, 6, START.plus_seconds(900)));
+    assert!(!touch(&mut run, 7, START.plus_seconds(600)), "what does not move is not written");
     assert_eq!(armed(&run).deadlines()[0].at, START.plus_seconds(600 + 1800));
     let total = armed(&run).deadlines()[1].at;
     let asking = must(&run, Command::Ask { token: 7, question: question("q1") }, START.plus_seconds(700));
@@ -269,6 +272,193 @@ fn an_answer_is_checked_against_the_fields_without_telling_it() {
         assert_eq!(error.code, code, "{json}");
         assert!(!error.message.contains("424242"), "{error}");
     }
+}
+
+#[test]
+fn an_answer_is_within_the_limit_and_of_a_select_one_of_its_options() {
+    let select = InteractionField {
+        name: "account".into(),
+        r#type: "select".into(),
+        label: String::new(),
+        options: vec!["a".into(), "b".into()],
+    };
+    let code = question("q").fields.swap_remove(0);
+    let question = Question { fields: vec![code, select], ..question("q") };
+    let limit = limits::MAX_MESSAGE_BYTES;
+    for (code, account, wrong) in [
+        ("x".repeat(limit), "b", None),
+        ("x".repeat(limit + 1), "b", Some("input.code")),
+        ("1".into(), "c", Some("input.account")),
+        ("1".into(), "", Some("input.account")),
+    ] {
+        let answer = serde_json::json!({ "code": code, "account": account });
+        let error = check_answer(&question, &answer).err();
+        assert_eq!(error.as_ref().and_then(|error| error.field.as_deref()), wrong, "{account}");
+        assert!(error.is_none_or(|error| error.code == ErrorCode::INPUT_INVALID));
+    }
+}
+
+#[test]
+fn a_question_is_taken_up_to_its_limits() {
+    type Size = fn(&mut Question, usize);
+    let cases: [(&str, usize, usize, Size); 8] = [
+        ("id", 1, 128, |q, n| q.id = "x".repeat(n)),
+        ("type", 1, 64, |q, n| q.r#type = "x".repeat(n)),
+        ("message", 0, limits::MAX_MESSAGE_BYTES, |q, n| q.message = "x".repeat(n)),
+        ("fields", 1, limits::MAX_INTERACTION_FIELDS, |q, n| {
+            q.fields = (0..n).map(|at| InteractionField { name: format!("f{at}"), ..q.fields[0].clone() }).collect();
+        }),
+        ("fields.0", 1, 64, |q, n| q.fields[0].name = "x".repeat(n)),
+        ("fields.0", 0, limits::MAX_MESSAGE_BYTES, |q, n| q.fields[0].label = "x".repeat(n)),
+        ("fields.0", 1, limits::MAX_INTERACTION_OPTIONS, |q, n| {
+            q.fields[0].r#type = "select".into();
+            q.fields[0].options = (0..n).map(|at| at.to_string()).collect();
+        }),
+        ("fields.0", 0, limits::MAX_MESSAGE_BYTES, |q, n| {
+            q.fields[0].r#type = "select".into();
+            q.fields[0].options = vec!["short".into(), "x".repeat(n)];
+        }),
+    ];
+    for (case, (field, least, most, size)) in cases.into_iter().enumerate() {
+        let checked = |n| {
+            let mut question = question("q");
+            size(&mut question, n);
+            question.check()
+        };
+        assert_eq!((checked(least), checked(most)), (Ok(()), Ok(())), "{case}");
+        for beyond in least.checked_sub(1).into_iter().chain([most + 1]) {
+            let error = checked(beyond).unwrap_err();
+            let expected = (ErrorCode::INTERACTION_INVALID, Some(format!("interaction.{field}")));
+            assert_eq!((error.code, error.field), expected, "{case}: {beyond}");
+        }
+    }
+}
+
+#[test]
+fn the_fields_of_a_question_are_of_known_types_and_other_names() {
+    let field = |name: &str, r#type: &str, options: &[&str]| InteractionField {
+        name: name.into(),
+        r#type: r#type.into(),
+        label: String::new(),
+        options: options.iter().map(ToString::to_string).collect(),
+    };
+    for (fields, wrong) in [
+        (vec![field("a", "text", &[]), field("b", "password", &[]), field("c", "code", &[])], None),
+        (vec![field("a", "select", &["x"]), field("b", "text", &[])], None),
+        (vec![field("a", "number", &[])], Some("interaction.fields.0")),
+        (vec![field("a", "text", &[]), field("b", "text", &["x"])], Some("interaction.fields.1")),
+        (
+            vec![field("a", "text", &[]), field("b", "text", &[]), field("a", "code", &[])],
+            Some("interaction.fields.2.name"),
+        ),
+    ] {
+        let error = Question { fields, ..question("q") }.check().err();
+        assert_eq!(error.and_then(|error| error.field).as_deref(), wrong);
+    }
+}
+
+#[test]
+fn a_status_is_one_word_wherever_it_stands() {
+    is_one_word(&RunStatus::ALL, RunStatus::as_str);
+    is_one_word(&[RunResult::Success, RunResult::Failure, RunResult::Unknown], RunResult::as_str);
+    for run in each_state(&settings()) {
+        // Stores filter by the column and read the document.
+        assert_eq!(serde_json::to_value(&run.state).unwrap()["status"], run.status().as_str());
+    }
+}
+
+#[test]
+fn what_a_run_shows_follows_from_its_state() {
+    let at = START.plus_seconds(1);
+    for run in each_state(&settings()) {
+        let asks = run.status() == RunStatus::InteractionRequired;
+        let expected = Interaction { question: question("q1"), expires_at: at.plus_seconds(600) };
+        assert_eq!(run.interaction(), asks.then_some(&expected), "{:?}", run.status());
+        assert_eq!(run.runtime_ms(), run.status().is_final().then_some(0), "{:?}", run.status());
+    }
+    let [queued, running, ..] = &each_state(&settings())[..] else { panic!() };
+    let finished = must(running, Command::Finish { token: 7, output: output(None) }, at.plus_millis(1234));
+    assert_eq!(finished.runtime_ms(), Some(1234));
+    assert_eq!(must(queued, Command::Cancel, at).runtime_ms(), None, "it never began");
+}
+
+#[test]
+fn a_lost_session_costs_one_attempt_until_none_is_left() {
+    let lost = |token| Command::Lost { token, reason: LostReason::RunnerLost, message: "gone".into() };
+    let mut run = submit(described(Settings { max_attempts: 3, ..settings() }), Ok(()), START).next;
+    for attempt in 1..=3 {
+        assert_eq!((run.status(), run.attempt), (RunStatus::Queued, attempt));
+        let running = must(&run, Command::Grant { lease: lease(attempt.into()), attempt }, START);
+        run = must(&running, lost(attempt.into()), START);
+    }
+    assert_eq!((run.status(), run.attempt, run.errors[0].code), (RunStatus::Failed, 3, ErrorCode::SESSION_LOST));
+}
+
+type Spoil = fn(&mut Run);
+
+#[test]
+fn each_broken_run_is_noticed() {
+    let [queued, running, _, _, completed, failed, ..] = &each_state(&settings())[..] else { panic!() };
+    let last_attempt = Run { attempt: 2, ..running.clone() };
+    assert_eq!(check(&last_attempt), Ok(()));
+    let cases: [(&Run, u8, Spoil); 8] = [
+        (completed, 3, |run| run.finished_at = None),
+        (running, 3, |run| run.finished_at = Some(START)),
+        (failed, 3, |run| run.errors.clear()),
+        (completed, 3, |run| run.errors.push(ErrorCode::AGENT_ERROR.with("x"))),
+        (queued, 4, |run| run.seq = 0),
+        (running, 7, |run| run.session_id = Some(lease(8).session_id)),
+        (running, 7, |run| run.session_id = None),
+        (&last_attempt, 9, |run| run.attempt += 1),
+    ];
+    for (case, (run, number, spoil)) in cases.into_iter().enumerate() {
+        let mut spoiled = run.clone();
+        spoil(&mut spoiled);
+        assert_eq!(check(&spoiled).unwrap_err().number, number, "{case}");
+    }
+}
+
+#[test]
+fn each_broken_change_is_noticed() {
+    let states = each_state(&settings());
+    let [queued, running, asking, review, completed, failed, ..] = &states[..] else { panic!() };
+    let cases: [(&Run, &Run, u8, Spoil); 11] = [
+        (running, asking, 1, |next| next.id = RunId::from_uuid(Uuid::from_u128(9))),
+        (running, asking, 1, |next| next.tenant = "other".parse().unwrap()),
+        (running, asking, 1, |next| Arc::make_mut(&mut next.spec).task_version = 2),
+        (running, asking, 1, |next| next.input = Bytes::from_static(b"[]")),
+        (completed, failed, 3, |next| next.seq += 1),
+        (completed, completed, 3, |next| next.seq += 1),
+        (running, asking, 4, |next| next.seq -= 1),
+        (running, asking, 4, |next| next.seq += 1),
+        (running, asking, 5, |next| hand_over(next, 8)),
+        (running, asking, 5, |next| hand_over(next, 6)),
+        (review, running, 5, |next| next.seq = 4),
+    ];
+    for (case, (before, after, number, spoil)) in cases.into_iter().enumerate() {
+        let mut spoiled = after.clone();
+        // Of a run that asks for review the spec is another.
+        spoiled.spec = before.spec.clone();
+        spoil(&mut spoiled);
+        assert_eq!(check(&spoiled), Ok(()), "{case}: broken as a change only");
+        assert_eq!(check_change(before, &spoiled).unwrap_err().number, number, "{case}");
+    }
+    let broken_by_itself = Run { session_id: None, ..asking.clone() };
+    assert_eq!(check_change(running, &broken_by_itself).unwrap_err().number, 7);
+    for (before, after) in [(queued, running), (running, asking), (running, completed), (running, failed)] {
+        assert_eq!(check_change(before, after), Ok(()));
+    }
+}
+
+/// The run, under another lease.
+pub(crate) fn hand_over(run: &mut Run, token: LeaseToken) {
+    let (State::Running(active) | State::InteractionRequired { active, .. } | State::Canceling { active, .. }) =
+        &mut run.state
+    else {
+        panic!("{:?} has no lease", run.status())
+    };
+    active.lease = lease(token);
+    run.session_id = Some(active.lease.session_id);
 }
 
 fn any_command() -> impl Strategy<Value = (usize, u64, i64)> {

@@ -2,7 +2,7 @@
 
 mod apply;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use serde::{Deserialize, Serialize};
 

@@ -6,6 +6,8 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::*;
+use crate::limits::MAX_MESSAGE_BYTES;
+use crate::testing::is_one_word;
 
 const START: Timestamp = Timestamp(1_700_000_000_000);
 const LATER: Timestamp = Timestamp(1_700_000_001_000);
@@ -18,7 +20,7 @@ fn tenant() -> Tenant {
     "acme".parse().unwrap()
 }
 
-fn lease(token: LeaseToken) -> Command {
+pub(crate) fn lease(token: LeaseToken) -> Command {
     Command::Lease {
         run_id: RunId::from_uuid(uuid(u128::from(token))),
         token,
@@ -28,7 +30,7 @@ fn lease(token: LeaseToken) -> Command {
     }
 }
 
-fn fresh() -> Session {
+pub(crate) fn fresh() -> Session {
     Session {
         id: SessionId::from_uuid(uuid(1)),
         tenant: None,
@@ -47,7 +49,7 @@ fn fresh() -> Session {
 }
 
 /// The session after these commands, each of which must change it.
-fn after(commands: &[Command]) -> Session {
+pub(crate) fn after(commands: &[Command]) -> Session {
     commands.iter().fold(fresh(), |session, command| match apply(&session, command.clone(), START) {
         Outcome::Changed(next) => *next,
         Outcome::Ignored(why) => panic!("{command:?} of {}: {why:?}", session.status().as_str()),
@@ -63,7 +65,7 @@ fn fail() -> Command {
 }
 
 /// One session in each state; where one is leased, by token 2.
-fn each_state() -> Vec<Session> {
+pub(crate) fn each_state() -> Vec<Session> {
     vec![
         fresh(),
         after(&[lease(2)]),
@@ -110,6 +112,59 @@ fn the_whole_table() {
         }
     }
     insta::assert_snapshot!(table);
+}
+
+#[test]
+fn a_status_is_one_word_wherever_it_stands() {
+    is_one_word(&SessionStatus::ALL, SessionStatus::as_str);
+    for session in each_state() {
+        // Stores filter by the column and read the document.
+        assert_eq!(serde_json::to_value(&session.state).unwrap()["status"], session.status().as_str());
+    }
+}
+
+#[test]
+fn a_session_keeps_when_and_why_it_ended_and_whom_it_served() {
+    let ended: Vec<_> = each_state().into_iter().map(|session| (session.ended_at, session.reason)).collect();
+    let reason = |text: &str| Some(text.to_owned());
+    let (enough, died) = (reason("enough"), reason("it died"));
+    let open = (None, None);
+    let expected =
+        [open.clone(), open.clone(), open, (None, enough.clone()), (Some(START), enough), (Some(START), died)];
+    assert_eq!(ended, expected);
+    let served = after(&[lease(2), Command::Release { token: 2 }, lease(3), Command::Release { token: 3 }, lease(4)]);
+    assert_eq!((served.runs_served, served.tenant), (3, Some(tenant())));
+}
+
+#[test]
+fn a_long_reason_is_cut_at_a_character() {
+    let limit = MAX_MESSAGE_BYTES;
+    for (reason, kept) in
+        [("x".repeat(limit), limit), ("x".repeat(limit + 1), limit), (format!("x{}", "é".repeat(limit)), limit - 1)]
+    {
+        let cut = reason[..kept].to_owned();
+        assert_eq!(after(&[Command::Fail { reason }]).reason, Some(cut));
+    }
+}
+
+#[test]
+fn each_broken_session_is_noticed() {
+    let [queued, running, idle, completing, completed, failed] = &each_state()[..] else { panic!() };
+    type Spoil = fn(&mut Session);
+    let cases: [(&Session, Spoil); 6] = [
+        (completed, |session| session.ended_at = None),
+        (failed, |session| session.ended_at = None),
+        (idle, |session| session.ended_at = Some(START)),
+        (completing, |session| session.ended_at = Some(START)),
+        (running, |session| session.tenant = None),
+        (queued, |session| session.seq = 0),
+    ];
+    for (case, (session, spoil)) in cases.into_iter().enumerate() {
+        let mut spoiled = session.clone();
+        spoil(&mut spoiled);
+        assert_eq!(check(session), Ok(()), "{case}");
+        assert_eq!(check(&spoiled).unwrap_err().number, 7, "{case}");
+    }
 }
 
 proptest! {
