@@ -35,11 +35,12 @@ pub(crate) struct Kept {
 }
 
 impl Kept {
-    /// Starts a program; what it prints goes to the log.
+    /// Starts a program, with these settings beside those of our own environment; what it prints goes to the log.
     pub(crate) fn start(
         what: &'static str,
         program: &Path,
         arguments: &[OsString],
+        environment: &[(&str, String)],
         log: &Path,
     ) -> anyhow::Result<Self> {
         let file = std::fs::File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
@@ -47,6 +48,7 @@ impl Kept {
             .arg(KEEP)
             .arg(program)
             .args(arguments)
+            .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::piped())
             .stdout(file.try_clone()?)
             .stderr(file)

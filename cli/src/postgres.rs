@@ -50,7 +50,7 @@ impl Postgres {
         arguments.extend(["-D".into(), data.into_os_string(), "-h".into(), "127.0.0.1".into()]);
         arguments.extend(["-p".into(), port.to_string().into(), "-k".into(), folder.as_os_str().to_owned()]);
         let log = folder.join("log");
-        let mut kept = Kept::start("Postgres", &program, &arguments, &log)?;
+        let mut kept = Kept::start("Postgres", &program, &arguments, &[], &log)?;
         let started = Instant::now();
         loop {
             let said = std::fs::read_to_string(&log).unwrap_or_default();

@@ -110,8 +110,9 @@ fn about_large_tables(statements: BTreeSet<String>) -> Vec<String> {
         let mut words = statement.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
         words.any(|word| LARGE.contains(&word))
     };
-    // Several statements in one round trip go by the same ids as those that go by themselves.
-    statements.into_iter().filter(|text| words(text) && !text.starts_with("BEGIN")).collect()
+    // A whole transaction may go in one.
+    let statements: BTreeSet<&str> = statements.iter().flat_map(|text| text.split(';')).map(str::trim).collect();
+    statements.into_iter().filter(|text| words(text)).map(str::to_owned).collect()
 }
 
 /// Everything that the dispatcher and its outbox ask.

@@ -10,6 +10,16 @@ use uuid::Uuid;
 
 const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
 const SUFFIX: usize = 26;
+/// What each byte stands for; those that stand for nothing are beyond the alphabet.
+const DIGITS: [u8; 256] = {
+    let mut digits = [u8::MAX; 256];
+    let mut at = 0;
+    while at < ALPHABET.len() {
+        digits[ALPHABET[at] as usize] = at as u8;
+        at += 1;
+    }
+    digits
+};
 
 /// Why a text is no id of the kind that was asked for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -39,8 +49,11 @@ fn decode(prefix: &str, text: &str) -> Option<Uuid> {
     }
     let mut value = 0u128;
     for byte in suffix {
-        let digit = ALPHABET.iter().position(|known| known == byte)?;
-        value = (value << 5) | digit as u128;
+        let digit = DIGITS[usize::from(*byte)];
+        if usize::from(digit) >= ALPHABET.len() {
+            return None;
+        }
+        value = (value << 5) | u128::from(digit);
     }
     Some(Uuid::from_u128(value))
 }

@@ -21,7 +21,7 @@ use crate::db::{Db, Migration, StoreError};
 use crate::ledger::{EventStream, Ledger};
 use crate::postgres::PgStatements;
 use crate::publisher::Publisher;
-use crate::rows::MultiRow;
+use crate::rows::{MultiRow, Script};
 
 /// Positions of one writer: 2^40 events.
 pub(crate) const WRITER_SHIFT: u32 = 40;
@@ -173,9 +173,9 @@ pub(crate) fn now_ms() -> i64 {
 
 // `OR ROLLBACK`: a row that does not fit ends the transaction, so SQLite need not be able to take back this statement alone.
 static INSERT: MultiRow = MultiRow::new(
-    "INSERT OR ROLLBACK INTO event (position, object, seq, id, created_at, payload) VALUES",
+    "INSERT OR ROLLBACK INTO event (position, object, seq, id, created_at, payload) SELECT * FROM (VALUES",
     "(?,?,?,?,?,?)",
-    "",
+    ") WHERE column1 IS NOT NULL",
 );
 
 impl<L: Ledger> Outbox<L> {
@@ -292,14 +292,7 @@ impl Outbox {
     }
 }
 
-type SqliteQuery<'q, O> = sqlx::query::QueryAs<'q, sqlx::Sqlite, O, <sqlx::Sqlite as sqlx::Database>::Arguments>;
-
 impl Staged {
-    /// A statement that inserts one event after a statement that changed something, and nothing after one that did
-    /// not. A chain of these goes with one change in one round trip; see [`Self::bind`].
-    pub const INSERT_IF_CHANGED: &str = "INSERT INTO event (position, object, seq, id, created_at, payload)
-        SELECT ?, ?, ?, ?, ?, ? WHERE changes() > 0 RETURNING object;";
-
     /// The events.
     #[must_use]
     pub fn events(&self) -> &[Stored] {
@@ -312,16 +305,19 @@ impl Staged {
         self.rows.len()
     }
 
-    /// Binds all events, each for one [`Self::INSERT_IF_CHANGED`].
-    pub fn bind<'q, O>(&self, query: SqliteQuery<'q, O>) -> SqliteQuery<'q, O> {
-        self.rows.iter().fold(query, |query, row| {
-            query
-                .bind(row.position)
-                .bind(row.object.to_vec())
-                .bind(row.seq)
-                .bind(row.id.uuid().as_bytes().to_vec())
-                .bind(row.created_at)
-                .bind(row.payload.to_vec())
+    /// Adds the insertion of those of some objects to the transaction of the change.
+    ///
+    /// # Errors
+    /// As [`Script::rows`].
+    pub fn write_sqlite(&self, script: &mut Script, of: impl Fn(&[u8; 16]) -> bool) -> Result<(), sqlx::Error> {
+        let rows: Vec<&Stored> = self.rows.iter().filter(|row| of(&row.object)).collect();
+        script.rows(&INSERT, &rows, |script, row| {
+            script.bind(row.position)?;
+            script.bind(row.object.to_vec())?;
+            script.bind(row.seq)?;
+            script.bind(row.id.uuid().as_bytes().to_vec())?;
+            script.bind(row.created_at)?;
+            script.bind(row.payload.to_vec())
         })
     }
 

@@ -34,7 +34,7 @@ impl Child {
         let mut arguments = vec![script.as_os_str().to_owned(), "--port".into(), "0".into(), "--port-file".into()];
         arguments.push(port_file.clone().into_os_string());
         arguments.extend_from_slice(more);
-        let mut kept = Kept::start(what, python, &arguments, &log)?;
+        let mut kept = Kept::start(what, python, &arguments, &[], &log)?;
         let started = Instant::now();
         loop {
             if let Ok(text) = std::fs::read_to_string(&port_file) {

@@ -3,9 +3,8 @@ use std::collections::HashSet;
 use bytes::Bytes;
 use errand_core::run::{Run, RunStatus};
 use errand_core::{RunId, Timestamp};
-use errand_store::rows::MultiRow;
+use errand_store::rows::{MultiRow, Script};
 use errand_store::{Db, PgStatements, Staged, StoreError};
-use sqlx::SqliteConnection;
 use uuid::Uuid;
 
 use super::Store;
@@ -49,12 +48,17 @@ type RunRow = (Vec<u8>, i64, String, Option<Vec<u8>>, Option<Vec<u8>>);
 
 // `OR ROLLBACK`: as for events, nothing takes back a statement and goes on.
 static INSERT_RUN: MultiRow = MultiRow::new(
-    "INSERT OR ROLLBACK INTO run (id, tenant, version, status, task_id, updated_at, last_activity, document, output) VALUES",
+    "INSERT OR ROLLBACK INTO run (id, tenant, version, status, task_id, updated_at, last_activity, document, output)
+     SELECT * FROM (VALUES",
     "(?,?,?,?,?,?,?,?,?)",
-    "ON CONFLICT (id) DO NOTHING RETURNING id",
+    ") WHERE column1 IS NOT NULL ON CONFLICT (id) DO NOTHING",
+)
+.exact();
+static INSERT_INPUT: MultiRow = MultiRow::new(
+    "INSERT OR ROLLBACK INTO run_input (run_id, input) SELECT * FROM (VALUES",
+    "(?,?)",
+    ") WHERE column1 IS NOT NULL ON CONFLICT DO NOTHING",
 );
-static INSERT_INPUT: MultiRow =
-    MultiRow::new("INSERT OR ROLLBACK INTO run_input (run_id, input) VALUES", "(?,?)", "ON CONFLICT DO NOTHING");
 // The plus signs: SQLite must look each run up. With statistics of a time when there were few runs it reads them all
 // instead, and looks for each in an index of the values that it makes for that.
 static UPDATE_RUN: MultiRow = MultiRow::new(
@@ -62,8 +66,9 @@ static UPDATE_RUN: MultiRow = MultiRow::new(
          last_activity = MAX(run.last_activity, v.column6), document = v.column7, output = v.column8
      FROM (VALUES",
     "(?,?,?,?,?,?,?,?)",
-    ") AS v WHERE run.id = +v.column1 AND run.version = +v.column2 RETURNING run.id",
-);
+    ") AS v WHERE run.id = +v.column1 AND run.version = +v.column2",
+)
+.exact();
 static TOUCH: MultiRow = MultiRow::new(
     "UPDATE run SET last_activity = MAX(last_activity, v.column2) FROM (VALUES",
     "(?,?)",
@@ -84,8 +89,8 @@ fn version(seq: u64) -> i64 {
     i64::try_from(seq).unwrap_or(i64::MAX)
 }
 
-fn document(run: &Run) -> Result<String, StoreError> {
-    serde_json::to_string(run).map_err(|error| StoreError::Corrupt(format!("run {}: {error}", run.id)))
+fn document(run: &Run) -> Result<String, sqlx::Error> {
+    serde_json::to_string(run).map_err(|error| sqlx::Error::Encode(format!("run {}: {error}", run.id).into()))
 }
 
 pub(super) fn run_of(row: RunRow) -> Result<Run, StoreError> {
@@ -122,25 +127,19 @@ impl Store {
         let mut conflicts: HashSet<RunId> = batch.new.iter().map(|run| run.id).collect();
         conflicts.extend(batch.changed.iter().map(|(run, _)| run.id));
         match &self.db {
-            Db::Sqlite(sqlite) if batch.new.len() + batch.changed.len() == 1 => {
+            Db::Sqlite(sqlite) => {
                 let mut connection = sqlite.write.acquire().await?;
-                match commit_one_sqlite(&mut connection, batch).await {
-                    Ok(true) => conflicts.clear(),
-                    Ok(false) => keep_committed(batch, &conflicts),
-                    Err(error) => {
-                        // Fails where the transaction has not begun, or is over.
-                        let _ = sqlx::query("ROLLBACK").execute(&mut *connection).await;
-                        return Err(error);
+                let mut parts = vec![Part { new: &batch.new, changed: &batch.changed }];
+                while let Some(part) = parts.pop() {
+                    if part.script(&batch.events)?.commit(&mut connection).await? {
+                        part.ids().for_each(|id| {
+                            conflicts.remove(&id);
+                        });
+                    } else {
+                        parts.extend(part.halves().into_iter().flatten());
                     }
                 }
-            }
-            Db::Sqlite(sqlite) => {
-                let mut tx = sqlite.write.begin_with("BEGIN IMMEDIATE").await?;
-                insert_sqlite(&mut tx, &batch.new, &mut conflicts).await?;
-                update_sqlite(&mut tx, &batch.changed, &mut conflicts).await?;
                 keep_committed(batch, &conflicts);
-                batch.events.insert_sqlite(&mut tx).await?;
-                tx.commit().await?;
             }
             Db::Postgres(pool) => {
                 let mut tx = pool.begin().await?;
@@ -248,108 +247,77 @@ impl Store {
     }
 }
 
-/// Commits a batch of one run in one round trip: each costs two changes of thread, and a system that has one run to
-/// commit at a time does nothing else. False: a conflict.
-async fn commit_one_sqlite(connection: &mut SqliteConnection, batch: &Batch) -> Result<bool, StoreError> {
-    const INSERT: &str = "INSERT INTO run
-        (version, status, task_id, updated_at, last_activity, document, output, id, tenant)
-        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING;";
-    const UPDATE: &str = "UPDATE run SET version = ?, status = ?, task_id = ?, updated_at = ?,
-        last_activity = MAX(last_activity, ?), document = ?, output = ? WHERE id = ? AND version = ?;";
-    const INPUT: &str = "INSERT INTO run_input (run_id, input) SELECT ?, ? WHERE changes() > 0;";
-    let (run, expected) = match (&batch.new[..], &batch.changed[..]) {
-        ([run], []) => (run, None),
-        ([], [(run, expected)]) => (run, Some(*expected)),
-        _ => return Err(StoreError::Corrupt("a batch of one run".into())),
-    };
-    let has_input = expected.is_none() && !run.input.is_empty();
-    let change = if expected.is_some() { UPDATE } else { INSERT };
-    let events = Staged::INSERT_IF_CHANGED.repeat(batch.events.len());
-    let input = if has_input { INPUT } else { "" };
-    let sql = sqlx::AssertSqlSafe(format!("BEGIN IMMEDIATE;{change}{events}{input}COMMIT"));
-    let mut query = sqlx::query_as(sql)
-        .bind(version(run.seq))
-        .bind(run.status().as_str())
-        .bind(run.spec.task_id.uuid().as_bytes().to_vec())
-        .bind(run.updated_at.0)
-        .bind(run.last_activity.0)
-        .bind(document(run)?)
-        .bind(run.output.as_deref())
-        .bind(key(run.id));
-    query = match expected {
-        Some(expected) => query.bind(version(expected)),
-        None => query.bind(run.tenant.as_str()),
-    };
-    query = batch.events.bind(query);
-    if has_input {
-        query = query.bind(key(run.id)).bind(run.input.as_ref());
+/// Runs of a batch that are written in one go, or not at all where one of them met a conflict.
+#[derive(Clone, Copy)]
+struct Part<'a> {
+    new: &'a [Run],
+    changed: &'a [(Run, u64)],
+}
+
+impl<'a> Part<'a> {
+    fn ids(&self) -> impl Iterator<Item = RunId> + use<'a> {
+        self.new.iter().map(|run| run.id).chain(self.changed.iter().map(|(run, _)| run.id))
     }
-    let told: Vec<(Vec<u8>,)> = query.fetch_all(connection).await?;
-    Ok(!told.is_empty())
+
+    /// What is left to try; nothing of a run alone.
+    fn halves(self) -> [Option<Self>; 2] {
+        let Self { new, changed } = self;
+        match (new, changed) {
+            ([], [] | [_]) | ([_], []) => [None, None],
+            ([], _) => {
+                let (first, second) = changed.split_at(changed.len() / 2);
+                [first, second].map(|changed| Some(Self { new, changed }))
+            }
+            (_, []) => {
+                let (first, second) = new.split_at(new.len() / 2);
+                [first, second].map(|new| Some(Self { new, changed }))
+            }
+            _ => [Some(Self { new, changed: &[] }), Some(Self { new: &[], changed })],
+        }
+    }
+
+    fn script(&self, events: &Staged) -> Result<Script, sqlx::Error> {
+        let mut script = Script::begin();
+        let with_input: Vec<&Run> = self.new.iter().filter(|run| !run.input.is_empty()).collect();
+        script.rows(&INSERT_RUN, self.new, bind_new)?;
+        script.rows(&INSERT_INPUT, &with_input, |script, run| {
+            script.bind(key(run.id))?;
+            script.bind(run.input.to_vec())
+        })?;
+        script.rows(&UPDATE_RUN, self.changed, bind_changed)?;
+        let objects: HashSet<RunId> = self.ids().collect();
+        events.write_sqlite(&mut script, |object| objects.contains(&RunId::from_uuid(Uuid::from_bytes(*object))))?;
+        Ok(script)
+    }
+}
+
+fn bind_new(script: &mut Script, run: &Run) -> Result<(), sqlx::Error> {
+    script.bind(key(run.id))?;
+    script.bind(run.tenant.as_str())?;
+    script.bind(version(run.seq))?;
+    script.bind(run.status().as_str())?;
+    script.bind(run.spec.task_id.uuid().as_bytes().to_vec())?;
+    script.bind(run.updated_at.0)?;
+    script.bind(run.last_activity.0)?;
+    script.bind(document(run)?)?;
+    script.bind(run.output.as_deref())
+}
+
+fn bind_changed(script: &mut Script, (run, expected): &(Run, u64)) -> Result<(), sqlx::Error> {
+    script.bind(key(run.id))?;
+    script.bind(version(*expected))?;
+    script.bind(version(run.seq))?;
+    script.bind(run.status().as_str())?;
+    script.bind(run.updated_at.0)?;
+    script.bind(run.last_activity.0)?;
+    script.bind(document(run)?)?;
+    script.bind(run.output.as_deref())
 }
 
 fn keep_committed(batch: &mut Batch, conflicts: &HashSet<RunId>) {
     if !conflicts.is_empty() {
         batch.events.retain_objects(|object| !conflicts.contains(&RunId::from_uuid(Uuid::from_bytes(*object))));
     }
-}
-
-async fn insert_sqlite(
-    connection: &mut SqliteConnection,
-    runs: &[Run],
-    conflicts: &mut HashSet<RunId>,
-) -> Result<(), StoreError> {
-    for (statement, chunk) in INSERT_RUN.chunks(runs) {
-        let mut query = sqlx::query_as(statement);
-        for run in chunk {
-            query = query
-                .bind(key(run.id))
-                .bind(run.tenant.as_str())
-                .bind(version(run.seq))
-                .bind(run.status().as_str())
-                .bind(run.spec.task_id.uuid().as_bytes().to_vec())
-                .bind(run.updated_at.0)
-                .bind(run.last_activity.0)
-                .bind(document(run)?)
-                .bind(run.output.as_deref());
-        }
-        for id in ids_of(query.fetch_all(&mut *connection).await?) {
-            conflicts.remove(&id);
-        }
-    }
-    let with_input: Vec<&Run> =
-        runs.iter().filter(|run| !run.input.is_empty() && !conflicts.contains(&run.id)).collect();
-    for (statement, chunk) in INSERT_INPUT.chunks(&with_input) {
-        let query =
-            chunk.iter().fold(sqlx::query(statement), |query, run| query.bind(key(run.id)).bind(run.input.as_ref()));
-        query.execute(&mut *connection).await?;
-    }
-    Ok(())
-}
-
-async fn update_sqlite(
-    connection: &mut SqliteConnection,
-    runs: &[(Run, u64)],
-    conflicts: &mut HashSet<RunId>,
-) -> Result<(), StoreError> {
-    for (statement, chunk) in UPDATE_RUN.chunks(runs) {
-        let mut query = sqlx::query_as(statement);
-        for (run, expected) in chunk {
-            query = query
-                .bind(key(run.id))
-                .bind(version(*expected))
-                .bind(version(run.seq))
-                .bind(run.status().as_str())
-                .bind(run.updated_at.0)
-                .bind(run.last_activity.0)
-                .bind(document(run)?)
-                .bind(run.output.as_deref());
-        }
-        for id in ids_of(query.fetch_all(&mut *connection).await?) {
-            conflicts.remove(&id);
-        }
-    }
-    Ok(())
 }
 
 async fn insert_postgres(

@@ -2,10 +2,9 @@ use std::collections::HashSet;
 
 use errand_core::run::LostReason;
 use errand_core::{RunId, RunnerId, SessionId};
-use errand_store::rows::MultiRow;
+use errand_store::rows::{MultiRow, Script};
 use errand_store::{Db, PgStatements, Staged, StoreError};
 use serde::{Deserialize, Serialize};
-use sqlx::SqliteConnection;
 
 use super::{CommitError, Ownership, Store};
 use crate::pool::{Change, Decisions, Loss};
@@ -61,17 +60,21 @@ struct Row<'a> {
 }
 
 static UPSERT: MultiRow = MultiRow::new(
-    "INSERT INTO session (id, tenant, agent, status, updated_at, attempt, keep, document) VALUES",
+    "INSERT INTO session (id, tenant, agent, status, updated_at, attempt, keep, document) SELECT * FROM (VALUES",
     "(?,?,?,?,?,?,?,?)",
-    "ON CONFLICT (id) DO UPDATE SET tenant = excluded.tenant, status = excluded.status,
+    ") WHERE column1 IS NOT NULL ON CONFLICT (id) DO UPDATE SET tenant = excluded.tenant, status = excluded.status,
          updated_at = excluded.updated_at, attempt = excluded.attempt, keep = excluded.keep,
          document = excluded.document",
 );
-static INSERT_LOSS: MultiRow =
-    MultiRow::new("INSERT INTO loss (token, document) VALUES", "(?,?)", "ON CONFLICT (token) DO NOTHING");
+static INSERT_LOSS: MultiRow = MultiRow::new(
+    "INSERT INTO loss (token, document) SELECT * FROM (VALUES",
+    "(?,?)",
+    ") WHERE column1 IS NOT NULL ON CONFLICT (token) DO NOTHING",
+);
 static DELETE_LOSS: MultiRow = MultiRow::new("DELETE FROM loss WHERE token IN (", "?", ")");
 
 const NEXT_BATCH: &str = "UPDATE owner SET batch = $1, token = $2 WHERE one = 1 AND epoch = $3 AND batch = $4";
+const NEXT_BATCH_SQLITE: &str = "UPDATE owner SET batch = ?, token = ? WHERE one = 1 AND epoch = ? AND batch = ?";
 
 /// The last state of each session.
 fn rows(changes: &[Change]) -> Result<Vec<Row<'_>>, StoreError> {
@@ -149,25 +152,9 @@ impl Store {
             token: number(token),
         };
         let done = match &self.db {
-            Db::Sqlite(sqlite) if batch.is_one_session() => {
-                let mut connection = sqlite.write.acquire().await?;
-                match batch.commit_one_sqlite(&mut connection, owner).await {
-                    Ok(done) => done,
-                    Err(error) => {
-                        // Fails where the transaction has not begun, or is over.
-                        let _ = sqlx::query("ROLLBACK").execute(&mut *connection).await;
-                        return Err(error.into());
-                    }
-                }
-            }
             Db::Sqlite(sqlite) => {
-                let mut tx = sqlite.write.begin_with("BEGIN IMMEDIATE").await?;
-                let next = next_batch(&batch, owner).execute(&mut *tx).await?.rows_affected() == 1;
-                if next {
-                    batch.write_sqlite(&mut tx).await?;
-                    tx.commit().await?;
-                }
-                next
+                let mut connection = sqlite.write.acquire().await?;
+                batch.script(owner)?.commit(&mut connection).await?
             }
             Db::Postgres(pool) => {
                 let mut tx = pool.begin().await?;
@@ -199,84 +186,38 @@ impl Store {
     }
 }
 
-fn next_batch<'q>(
-    batch: &Batch<'_>,
-    owner: &'q Ownership,
-) -> sqlx::query::Query<'q, sqlx::Sqlite, sqlx::sqlite::SqliteArguments> {
-    let query = sqlx::query(NEXT_BATCH).bind(batch.number).bind(batch.token);
-    query.bind(owner.epoch.as_bytes().as_slice()).bind(owner.batch)
-}
-
 impl Batch<'_> {
-    fn is_one_session(&self) -> bool {
-        let nothing_else = self.losses.is_empty() && self.told.is_empty() && self.drains.is_empty();
-        self.rows.len() == 1 && nothing_else && !self.events.is_empty()
-    }
-
-    /// Commits in one round trip: each costs two changes of thread. False: this is not the owner's next batch.
-    async fn commit_one_sqlite(
-        &self,
-        connection: &mut SqliteConnection,
-        owner: &Ownership,
-    ) -> Result<bool, sqlx::Error> {
-        const NEXT: &str = "UPDATE owner SET batch = ?, token = ? WHERE one = 1 AND epoch = ? AND batch = ?;";
-        const SESSION: &str = "INSERT INTO session (id, tenant, agent, status, updated_at, attempt, keep, document)
-            SELECT ?, ?, ?, ?, ?, ?, ?, ? WHERE changes() > 0
-            ON CONFLICT (id) DO UPDATE SET tenant = excluded.tenant, status = excluded.status,
-                updated_at = excluded.updated_at, attempt = excluded.attempt, keep = excluded.keep,
-                document = excluded.document;";
-        let row = &self.rows[0];
-        let events = Staged::INSERT_IF_CHANGED.repeat(self.events.len());
-        let sql = sqlx::AssertSqlSafe(format!("BEGIN IMMEDIATE;{NEXT}{SESSION}{events}COMMIT"));
-        let query = sqlx::query_as(sql)
-            .bind(self.number)
-            .bind(self.token)
-            .bind(owner.epoch.as_bytes().to_vec())
-            .bind(owner.batch)
-            .bind(row.id.to_vec())
-            .bind(row.tenant)
-            .bind(row.agent)
-            .bind(row.status)
-            .bind(row.updated_at)
-            .bind(row.attempt)
-            .bind(row.keep)
-            .bind(row.document.as_str());
-        let told: Vec<(Vec<u8>,)> = self.events.bind(query).fetch_all(connection).await?;
-        Ok(!told.is_empty())
-    }
-
-    async fn write_sqlite(&self, connection: &mut SqliteConnection) -> Result<(), CommitError> {
-        for (statement, chunk) in UPSERT.chunks(&self.rows) {
-            let mut query = sqlx::query(statement);
-            for row in chunk {
-                query = query
-                    .bind(row.id.as_slice())
-                    .bind(row.tenant)
-                    .bind(row.agent)
-                    .bind(row.status)
-                    .bind(row.updated_at)
-                    .bind(row.attempt)
-                    .bind(row.keep)
-                    .bind(row.document.as_str());
-            }
-            query.execute(&mut *connection).await?;
-        }
-        self.events.insert_sqlite(connection).await?;
-        for (statement, chunk) in INSERT_LOSS.chunks(&self.losses) {
-            let query = chunk
-                .iter()
-                .fold(sqlx::query(statement), |query, (token, document)| query.bind(token).bind(document.as_str()));
-            query.execute(&mut *connection).await?;
-        }
-        for (statement, chunk) in DELETE_LOSS.chunks(&self.told) {
-            let query = chunk.iter().fold(sqlx::query(statement), |query, token| query.bind(token));
-            query.execute(&mut *connection).await?;
-        }
+    /// All of it in one go; nothing where this is not the owner's next batch.
+    fn script(&self, owner: &Ownership) -> Result<Script, sqlx::Error> {
+        let mut script = Script::begin();
+        script.statement(NEXT_BATCH_SQLITE);
+        script.bind(self.number)?;
+        script.bind(self.token)?;
+        script.bind(owner.epoch.as_bytes().to_vec())?;
+        script.bind(owner.batch)?;
+        script.expect_changes(1)?;
+        script.rows(&UPSERT, &self.rows, |script, row| {
+            script.bind(row.id.to_vec())?;
+            script.bind(row.tenant)?;
+            script.bind(row.agent)?;
+            script.bind(row.status)?;
+            script.bind(row.updated_at)?;
+            script.bind(row.attempt)?;
+            script.bind(row.keep)?;
+            script.bind(row.document.as_str())
+        })?;
+        self.events.write_sqlite(&mut script, |_| true)?;
+        script.rows(&INSERT_LOSS, &self.losses, |script, (token, document)| {
+            script.bind(*token)?;
+            script.bind(document.as_str())
+        })?;
+        script.rows(&DELETE_LOSS, &self.told, |script, token| script.bind(*token))?;
         for (runner, drains) in self.drains {
-            let id = runner.uuid().as_bytes().to_vec();
-            sqlx::query(drain_statement(*drains)).bind(id).execute(&mut *connection).await?;
+            // `$1` would be the script's first.
+            script.statement(&drain_statement(*drains).replace("$1", "?"));
+            script.bind(runner.uuid().as_bytes().to_vec())?;
         }
-        Ok(())
+        Ok(script)
     }
 
     async fn write_postgres(&self, connection: &mut PgStatements) -> Result<(), CommitError> {
