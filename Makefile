@@ -7,7 +7,7 @@ NATS_SERVER ?= $(CURDIR)/.tools/bin/nats-server
 export NATS_SERVER
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench bench-peers sim mutations chaos fuzz hostile recovery tools tools-test compose-secrets compose-test audit sbom
+.PHONY: help run test check bench bench-peers sim mutations mutants chaos fuzz hostile recovery tools tools-test compose-secrets compose-test audit sbom
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -75,6 +75,9 @@ recovery: tools-test ## how long it takes from a kill until work goes on, the ta
 mutations: ## whether the simulator and the property tests find deliberate faults: writes docs/mutations.md
 	cargo build --locked --release -p errand-sim --features mutations
 	$(TARGET)/release/errand-sim --mutations docs/mutations.md $(ARGS)
+
+mutants: ## whether the tests of crates/core notice each small change (needs `cargo install cargo-mutants`)
+	PROPTEST_DISABLE_FAILURE_PERSISTENCE=true cargo mutants -p errand-core --no-shuffle --output target $(ARGS)
 
 tools: ## fetch nats-server and nats-py into .tools/ (the others do it by themselves)
 	@sh tools/setup.sh

@@ -292,6 +292,8 @@ impl Outbox {
     }
 }
 
+type PgQuery<'q, O> = sqlx::query::QueryAs<'q, sqlx::Postgres, O, sqlx::postgres::PgArguments>;
+
 impl Staged {
     /// The events.
     #[must_use]
@@ -350,20 +352,26 @@ impl Staged {
         if self.rows.is_empty() {
             return Ok(());
         }
-        let ids: Vec<[u8; 16]> = self.rows.iter().map(|row| *row.id.uuid().as_bytes()).collect();
-        sqlx::query(
+        let query = sqlx::query_as(
             "INSERT INTO event (position, object, seq, id, created_at, payload)
-             SELECT * FROM unnest($1::bigint[], $2::bytea[], $3::bigint[], $4::bytea[], $5::bigint[], $6::bytea[])",
-        )
-        .bind(self.rows.iter().map(|row| row.position).collect::<Vec<_>>())
-        .bind(self.rows.iter().map(|row| row.object.as_slice()).collect::<Vec<_>>())
-        .bind(self.rows.iter().map(|row| row.seq).collect::<Vec<_>>())
-        .bind(ids.iter().map(<[u8; 16]>::as_slice).collect::<Vec<_>>())
-        .bind(self.rows.iter().map(|row| row.created_at).collect::<Vec<_>>())
-        .bind(self.rows.iter().map(|row| row.payload.as_ref()).collect::<Vec<_>>())
-        .execute(connection)
-        .await?;
+             SELECT * FROM unnest($1::bigint[], $2::bytea[], $3::bigint[], $4::bytea[], $5::bigint[], $6::bytea[])
+             RETURNING position",
+        );
+        let _: Vec<(i64,)> = self.bind_postgres(query).fetch_all(connection).await?;
         Ok(())
+    }
+
+    /// Binds them for Postgres, an array a column: position, object, seq, id, `created_at`, payload.
+    #[must_use]
+    pub fn bind_postgres<'q, O>(&self, query: PgQuery<'q, O>) -> PgQuery<'q, O> {
+        let rows = &self.rows;
+        query
+            .bind(rows.iter().map(|row| row.position).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.object.to_vec()).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.seq).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.id.uuid().as_bytes().to_vec()).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.created_at).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.payload.to_vec()).collect::<Vec<_>>())
     }
 
     /// Leaves only the events of objects for which `keep` says yes: the others' changes met a conflict.

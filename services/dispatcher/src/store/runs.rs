@@ -4,7 +4,7 @@ use bytes::Bytes;
 use errand_core::run::{Run, RunStatus};
 use errand_core::{RunId, Timestamp};
 use errand_store::rows::{MultiRow, Script};
-use errand_store::{Db, PgStatements, Staged, StoreError};
+use errand_store::{Db, Staged, StoreError};
 use uuid::Uuid;
 
 use super::Store;
@@ -106,15 +106,16 @@ pub(super) fn run_of(row: RunRow) -> Result<Run, StoreError> {
 fn key_of((id, seq, status, updated_at): KeyRow) -> Result<OpenKey, StoreError> {
     let broken = || StoreError::Corrupt("the key of an open run".into());
     Ok(OpenKey {
-        id: Uuid::from_slice(&id).map(RunId::from_uuid).map_err(|_| broken())?,
+        id: id_of(&id)?,
         seq: u64::try_from(seq).map_err(|_| broken())?,
         status: RunStatus::ALL.into_iter().find(|known| known.as_str() == status).ok_or_else(broken)?,
         updated_at: Timestamp(updated_at),
     })
 }
 
-fn ids_of(rows: Vec<(Vec<u8>,)>) -> impl Iterator<Item = RunId> {
-    rows.into_iter().filter_map(|(id,)| Uuid::from_slice(&id).ok().map(RunId::from_uuid))
+fn id_of(bytes: &[u8]) -> Result<RunId, StoreError> {
+    let id = Uuid::from_slice(bytes).map_err(|error| StoreError::Corrupt(format!("the id of a run: {error}")))?;
+    Ok(RunId::from_uuid(id))
 }
 
 impl Store {
@@ -143,11 +144,11 @@ impl Store {
             }
             Db::Postgres(pool) => {
                 let mut tx = pool.begin().await?;
-                insert_postgres(&mut tx, &batch.new, &mut conflicts).await?;
-                update_postgres(&mut tx, &batch.changed, &mut conflicts).await?;
-                keep_committed(batch, &conflicts);
-                batch.events.insert_postgres(&mut tx).await?;
+                for (id,) in write_postgres(batch)?.fetch_all(&mut *tx).await? {
+                    conflicts.remove(&id_of(&id)?);
+                }
                 tx.commit().await?;
+                keep_committed(batch, &conflicts);
             }
         }
         Ok(conflicts)
@@ -320,83 +321,57 @@ fn keep_committed(batch: &mut Batch, conflicts: &HashSet<RunId>) {
     }
 }
 
-async fn insert_postgres(
-    connection: &mut PgStatements,
-    runs: &[Run],
-    conflicts: &mut HashSet<RunId>,
-) -> Result<(), StoreError> {
-    if runs.is_empty() {
-        return Ok(());
-    }
-    let documents = runs.iter().map(document).collect::<Result<Vec<_>, _>>()?;
-    let inserted = sqlx::query_as(
-        "INSERT INTO run (id, tenant, version, status, task_id, updated_at, last_activity, document, output)
-         SELECT * FROM unnest($1::bytea[], $2::text[], $3::bigint[], $4::text[], $5::bytea[], $6::bigint[],
-                              $7::bigint[], $8::text[], $9::bytea[])
-         ON CONFLICT (id) DO NOTHING RETURNING id",
-    )
-    .bind(runs.iter().map(|run| key(run.id)).collect::<Vec<_>>())
-    .bind(runs.iter().map(|run| run.tenant.as_str()).collect::<Vec<_>>())
-    .bind(runs.iter().map(|run| version(run.seq)).collect::<Vec<_>>())
-    .bind(runs.iter().map(|run| run.status().as_str()).collect::<Vec<_>>())
-    .bind(runs.iter().map(|run| run.spec.task_id.uuid().as_bytes().to_vec()).collect::<Vec<_>>())
-    .bind(runs.iter().map(|run| run.updated_at.0).collect::<Vec<_>>())
-    .bind(runs.iter().map(|run| run.last_activity.0).collect::<Vec<_>>())
-    .bind(documents)
-    .bind(runs.iter().map(|run| run.output.as_deref()).collect::<Vec<_>>())
-    .fetch_all(&mut *connection)
-    .await?;
-    for id in ids_of(inserted) {
-        conflicts.remove(&id);
-    }
-    let with_input: Vec<&Run> =
-        runs.iter().filter(|run| !run.input.is_empty() && !conflicts.contains(&run.id)).collect();
-    sqlx::query(
-        "INSERT INTO run_input (run_id, input) SELECT * FROM unnest($1::bytea[], $2::bytea[]) ON CONFLICT DO NOTHING",
-    )
-    .bind(with_input.iter().map(|run| key(run.id)).collect::<Vec<_>>())
-    .bind(with_input.iter().map(|run| run.input.as_ref()).collect::<Vec<_>>())
-    .execute(connection)
-    .await?;
-    Ok(())
-}
+type PgQuery = sqlx::query::QueryAs<'static, sqlx::Postgres, (Vec<u8>,), sqlx::postgres::PgArguments>;
 
-async fn update_postgres(
-    connection: &mut PgStatements,
-    runs: &[(Run, u64)],
-    conflicts: &mut HashSet<RunId>,
-) -> Result<(), StoreError> {
-    if runs.is_empty() {
-        return Ok(());
-    }
-    // One order of rows for everybody: two dispatchers' batches cannot wait for each other.
-    let mut runs: Vec<&(Run, u64)> = runs.iter().collect();
-    runs.sort_by_key(|(run, _)| run.id);
-    let locked = runs.iter().map(|(run, _)| key(run.id)).collect::<Vec<_>>();
-    sqlx::query("SELECT 1 FROM run WHERE id = ANY($1) ORDER BY id FOR UPDATE")
-        .bind(locked)
-        .execute(&mut *connection)
-        .await?;
-    let documents = runs.iter().map(|(run, _)| document(run)).collect::<Result<Vec<_>, _>>()?;
-    let updated = sqlx::query_as(
-        "UPDATE run SET version = v.version, status = v.status, updated_at = v.updated_at,
-             last_activity = GREATEST(run.last_activity, v.last_activity), document = v.document, output = v.output
-         FROM unnest($1::bytea[], $2::bigint[], $3::bigint[], $4::text[], $5::bigint[], $6::bigint[], $7::text[],
-                     $8::bytea[]) AS v (id, expected, version, status, updated_at, last_activity, document, output)
-         WHERE run.id = v.id AND run.version = v.expected RETURNING run.id",
-    )
-    .bind(runs.iter().map(|(run, _)| key(run.id)).collect::<Vec<_>>())
-    .bind(runs.iter().map(|(_, expected)| version(*expected)).collect::<Vec<_>>())
-    .bind(runs.iter().map(|(run, _)| version(run.seq)).collect::<Vec<_>>())
-    .bind(runs.iter().map(|(run, _)| run.status().as_str()).collect::<Vec<_>>())
-    .bind(runs.iter().map(|(run, _)| run.updated_at.0).collect::<Vec<_>>())
-    .bind(runs.iter().map(|(run, _)| run.last_activity.0).collect::<Vec<_>>())
-    .bind(documents)
-    .bind(runs.iter().map(|(run, _)| run.output.as_deref()).collect::<Vec<_>>())
-    .fetch_all(connection)
-    .await?;
-    for id in ids_of(updated) {
-        conflicts.remove(&id);
-    }
-    Ok(())
+/// All of a batch but what met a conflict; tells the ids of what was written. One statement, as each is a round trip.
+/// Rows that change are locked in one order by everybody: two dispatchers' batches cannot wait for each other.
+fn write_postgres(batch: &Batch) -> Result<PgQuery, StoreError> {
+    const WRITE: &str = "WITH
+        new AS (
+            INSERT INTO run (id, tenant, version, status, task_id, updated_at, last_activity, document, output)
+            SELECT * FROM unnest($1::bytea[], $2::text[], $3::bigint[], $4::text[], $5::bytea[], $6::bigint[],
+                                 $7::bigint[], $8::text[], $9::bytea[])
+            ON CONFLICT (id) DO NOTHING RETURNING id),
+        input AS (
+            INSERT INTO run_input (run_id, input)
+            SELECT v.id, v.input FROM unnest($10::bytea[], $11::bytea[]) AS v (id, input)
+            WHERE v.id IN (SELECT id FROM new) ON CONFLICT DO NOTHING),
+        locked AS (SELECT id FROM run WHERE id = ANY($12::bytea[]) ORDER BY id FOR UPDATE),
+        changed AS (
+            UPDATE run SET version = v.version, status = v.status, updated_at = v.updated_at,
+                last_activity = GREATEST(run.last_activity, v.last_activity), document = v.document, output = v.output
+            FROM locked JOIN unnest($12::bytea[], $13::bigint[], $14::bigint[], $15::text[], $16::bigint[],
+                                    $17::bigint[], $18::text[], $19::bytea[])
+                AS v (id, expected, version, status, updated_at, last_activity, document, output) ON v.id = locked.id
+            WHERE run.id = locked.id AND run.version = v.expected RETURNING run.id),
+        written AS (SELECT id FROM new UNION ALL SELECT id FROM changed),
+        told AS (
+            INSERT INTO event (position, object, seq, id, created_at, payload)
+            SELECT v.* FROM unnest($20::bigint[], $21::bytea[], $22::bigint[], $23::bytea[], $24::bigint[], $25::bytea[])
+                AS v (position, object, seq, id, created_at, payload)
+            WHERE v.object IN (SELECT id FROM written))
+        SELECT id FROM written";
+    let Batch { new, changed, events } = batch;
+    let with_input = || new.iter().filter(|run| !run.input.is_empty());
+    let query = sqlx::query_as(WRITE)
+        .bind(new.iter().map(|run| key(run.id)).collect::<Vec<_>>())
+        .bind(new.iter().map(|run| run.tenant.to_string()).collect::<Vec<_>>())
+        .bind(new.iter().map(|run| version(run.seq)).collect::<Vec<_>>())
+        .bind(new.iter().map(|run| run.status().as_str()).collect::<Vec<_>>())
+        .bind(new.iter().map(|run| run.spec.task_id.uuid().as_bytes().to_vec()).collect::<Vec<_>>())
+        .bind(new.iter().map(|run| run.updated_at.0).collect::<Vec<_>>())
+        .bind(new.iter().map(|run| run.last_activity.0).collect::<Vec<_>>())
+        .bind(new.iter().map(document).collect::<Result<Vec<_>, _>>()?)
+        .bind(new.iter().map(|run| run.output.as_ref().map(|output| output.to_vec())).collect::<Vec<_>>())
+        .bind(with_input().map(|run| key(run.id)).collect::<Vec<_>>())
+        .bind(with_input().map(|run| run.input.to_vec()).collect::<Vec<_>>())
+        .bind(changed.iter().map(|(run, _)| key(run.id)).collect::<Vec<_>>())
+        .bind(changed.iter().map(|(_, expected)| version(*expected)).collect::<Vec<_>>())
+        .bind(changed.iter().map(|(run, _)| version(run.seq)).collect::<Vec<_>>())
+        .bind(changed.iter().map(|(run, _)| run.status().as_str()).collect::<Vec<_>>())
+        .bind(changed.iter().map(|(run, _)| run.updated_at.0).collect::<Vec<_>>())
+        .bind(changed.iter().map(|(run, _)| run.last_activity.0).collect::<Vec<_>>())
+        .bind(changed.iter().map(|(run, _)| document(run)).collect::<Result<Vec<_>, _>>()?)
+        .bind(changed.iter().map(|(run, _)| run.output.as_ref().map(|output| output.to_vec())).collect::<Vec<_>>());
+    Ok(events.bind_postgres(query))
 }

@@ -73,8 +73,9 @@ static INSERT_LOSS: MultiRow = MultiRow::new(
 );
 static DELETE_LOSS: MultiRow = MultiRow::new("DELETE FROM loss WHERE token IN (", "?", ")");
 
-const NEXT_BATCH: &str = "UPDATE owner SET batch = $1, token = $2 WHERE one = 1 AND epoch = $3 AND batch = $4";
-const NEXT_BATCH_SQLITE: &str = "UPDATE owner SET batch = ?, token = ? WHERE one = 1 AND epoch = ? AND batch = ?";
+type PgQuery = sqlx::query::QueryAs<'static, sqlx::Postgres, (i64,), sqlx::postgres::PgArguments>;
+
+const NEXT_BATCH: &str = "UPDATE owner SET batch = ?, token = ? WHERE one = 1 AND epoch = ? AND batch = ?";
 
 /// The last state of each session.
 fn rows(changes: &[Change]) -> Result<Vec<Row<'_>>, StoreError> {
@@ -158,11 +159,9 @@ impl Store {
             }
             Db::Postgres(pool) => {
                 let mut tx = pool.begin().await?;
-                let query = sqlx::query(NEXT_BATCH).bind(batch.number).bind(batch.token);
-                let query = query.bind(owner.epoch.as_bytes().as_slice()).bind(owner.batch);
-                let next = query.execute(&mut *tx).await?.rows_affected() == 1;
+                let next = batch.sessions_postgres(owner).fetch_optional(&mut *tx).await?.is_some();
                 if next {
-                    batch.write_postgres(&mut tx).await?;
+                    batch.write_rest_postgres(&mut tx).await?;
                     tx.commit().await?;
                 }
                 next
@@ -190,7 +189,7 @@ impl Batch<'_> {
     /// All of it in one go; nothing where this is not the owner's next batch.
     fn script(&self, owner: &Ownership) -> Result<Script, sqlx::Error> {
         let mut script = Script::begin();
-        script.statement(NEXT_BATCH_SQLITE);
+        script.statement(NEXT_BATCH);
         script.bind(self.number)?;
         script.bind(self.token)?;
         script.bind(owner.epoch.as_bytes().to_vec())?;
@@ -220,29 +219,45 @@ impl Batch<'_> {
         Ok(script)
     }
 
-    async fn write_postgres(&self, connection: &mut PgStatements) -> Result<(), CommitError> {
-        if !self.rows.is_empty() {
-            let rows = &self.rows;
-            sqlx::query(
-                "INSERT INTO session (id, tenant, agent, status, updated_at, attempt, keep, document)
-                 SELECT * FROM unnest($1::bytea[], $2::text[], $3::text[], $4::text[], $5::bigint[], $6::bigint[],
-                                      $7::bigint[], $8::text[])
-                 ON CONFLICT (id) DO UPDATE SET tenant = excluded.tenant, status = excluded.status,
-                     updated_at = excluded.updated_at, attempt = excluded.attempt, keep = excluded.keep,
-                     document = excluded.document",
-            )
-            .bind(rows.iter().map(|row| row.id.as_slice()).collect::<Vec<_>>())
-            .bind(rows.iter().map(|row| row.tenant).collect::<Vec<_>>())
-            .bind(rows.iter().map(|row| row.agent).collect::<Vec<_>>())
+    /// Sessions and their events in one statement, as each is a round trip. Tells nothing, and writes nothing, where this
+    /// is not the owner's next batch.
+    fn sessions_postgres(&self, owner: &Ownership) -> PgQuery {
+        const WRITE: &str = "WITH
+            next AS (UPDATE owner SET batch = $1, token = $2 WHERE one = 1 AND epoch = $3 AND batch = $4 RETURNING one),
+            kept AS (
+                INSERT INTO session (id, tenant, agent, status, updated_at, attempt, keep, document)
+                SELECT v.* FROM unnest($5::bytea[], $6::text[], $7::text[], $8::text[], $9::bigint[], $10::bigint[],
+                                       $11::bigint[], $12::text[])
+                    AS v (id, tenant, agent, status, updated_at, attempt, keep, document)
+                WHERE EXISTS (SELECT FROM next)
+                ON CONFLICT (id) DO UPDATE SET tenant = excluded.tenant, status = excluded.status,
+                    updated_at = excluded.updated_at, attempt = excluded.attempt, keep = excluded.keep,
+                    document = excluded.document),
+            told AS (
+                INSERT INTO event (position, object, seq, id, created_at, payload)
+                SELECT v.* FROM unnest($13::bigint[], $14::bytea[], $15::bigint[], $16::bytea[], $17::bigint[],
+                                       $18::bytea[])
+                    AS v (position, object, seq, id, created_at, payload)
+                WHERE EXISTS (SELECT FROM next))
+            SELECT one FROM next";
+        let rows = &self.rows;
+        let query = sqlx::query_as(WRITE)
+            .bind(self.number)
+            .bind(self.token)
+            .bind(owner.epoch.as_bytes().to_vec())
+            .bind(owner.batch)
+            .bind(rows.iter().map(|row| row.id.to_vec()).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.tenant.to_owned()).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.agent.to_owned()).collect::<Vec<_>>())
             .bind(rows.iter().map(|row| row.status).collect::<Vec<_>>())
             .bind(rows.iter().map(|row| row.updated_at).collect::<Vec<_>>())
             .bind(rows.iter().map(|row| row.attempt).collect::<Vec<_>>())
             .bind(rows.iter().map(|row| row.keep).collect::<Vec<_>>())
-            .bind(rows.iter().map(|row| row.document.as_str()).collect::<Vec<_>>())
-            .execute(&mut *connection)
-            .await?;
-        }
-        self.events.insert_postgres(connection).await?;
+            .bind(rows.iter().map(|row| row.document.clone()).collect::<Vec<_>>());
+        self.events.bind_postgres(query)
+    }
+
+    async fn write_rest_postgres(&self, connection: &mut PgStatements) -> Result<(), CommitError> {
         if !self.losses.is_empty() {
             sqlx::query(
                 "INSERT INTO loss (token, document) SELECT * FROM unnest($1::bigint[], $2::text[])
