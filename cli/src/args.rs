@@ -642,11 +642,8 @@ pub(crate) struct BenchArgs {
     /// Dispatchers that share the work
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
     pub(crate) dispatchers: u8,
-    /// Session-pools, of which one works and the others stand by
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
-    pub(crate) pools: u8,
     /// Measures the stack that runs at --nats-url, with a no-op runner of its own
-    #[arg(long, conflicts_with_all = ["store", "dispatchers", "pools"])]
+    #[arg(long, conflicts_with_all = ["store", "dispatchers"])]
     pub(crate) connect: bool,
     /// Compares with what is kept in FILE: lines that `errand bench --json` has printed before
     #[arg(long, value_name = "FILE")]

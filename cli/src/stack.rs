@@ -26,21 +26,8 @@ pub(crate) struct StackConfig {
     pub(crate) files: Option<PathBuf>,
     /// The gateway; none: none is started.
     pub(crate) http: Option<HttpConfig>,
-    pub(crate) instances: Instances,
-}
-
-/// How many there are of what there may be several of.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Instances {
+    /// How many share the work.
     pub(crate) dispatchers: u8,
-    /// Of which one works.
-    pub(crate) pools: u8,
-}
-
-impl Default for Instances {
-    fn default() -> Self {
-        Self { dispatchers: 1, pools: 1 }
-    }
 }
 
 /// A gateway beside the services.
@@ -112,18 +99,15 @@ impl Stack {
         watcher.kit.health_listen = nowhere;
         let storage = config.files.as_deref().map(|folder| storage(config, folder)).transpose()?;
         let mut parts = vec![Part::start(|tasks, shutdown| {
-            for _ in 0..config.instances.dispatchers {
+            for _ in 0..config.dispatchers {
                 let (dispatcher, shutdown) = (dispatcher.clone(), shutdown.clone());
                 tasks.spawn("dispatcher", apart(|| errand_dispatcher::service::run(dispatcher, shutdown)));
             }
-            for _ in 0..config.instances.pools {
-                let (pool, shutdown) = (pool.clone(), shutdown.clone());
-                tasks.spawn("session-pool", apart(|| errand_session_pool::service::run(pool, shutdown)));
-            }
-            let [a, b, c] = std::array::from_fn(|_| shutdown.clone());
-            tasks.spawn("timeout-watcher", apart(|| errand_timeout_watcher::run(watcher, a)));
-            tasks.spawn("notifier", apart(|| errand_notifier::run(notifier, b)));
-            tasks.spawn("vault", apart(|| errand_vault::service::run(vault, c)));
+            let [a, b, c, d] = std::array::from_fn(|_| shutdown.clone());
+            tasks.spawn("session-pool", apart(|| errand_session_pool::service::run(pool, a)));
+            tasks.spawn("timeout-watcher", apart(|| errand_timeout_watcher::run(watcher, b)));
+            tasks.spawn("notifier", apart(|| errand_notifier::run(notifier, c)));
+            tasks.spawn("vault", apart(|| errand_vault::service::run(vault, d)));
             if let Some(storage) = storage {
                 let shutdown = shutdown.clone();
                 tasks.spawn("storage", apart(|| errand_storage::service::run(storage, shutdown)));
@@ -222,7 +206,7 @@ impl StackConfig {
     /// One of each service, without files and gateway, and with its secrets as the environment says.
     pub(crate) fn new(nats_url: &str, prefix: &str, store: String) -> Self {
         let (nats_url, prefix) = (nats_url.to_owned(), prefix.to_owned());
-        Self { nats_url, prefix, store, master_key: None, files: None, http: None, instances: Instances::default() }
+        Self { nats_url, prefix, store, master_key: None, files: None, http: None, dispatchers: 1 }
     }
 
     fn notifier(&self) -> anyhow::Result<errand_notifier::Config> {

@@ -143,8 +143,6 @@ impl Db {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(Duration::from_secs(10))
-            // The scripts of [`crate::rows`] are as many as there are sizes of what they write.
-            .statement_cache_capacity(256)
             .pragma("cache_size", "-32768")
             .pragma("journal_size_limit", "67108864")
             .pragma("wal_autocheckpoint", "4000")

@@ -6,7 +6,7 @@ use anyhow::Context;
 use serde_json::{Value, json};
 
 /// What two measurements must have in common to be compared.
-const LOAD: [&str; 8] =
+const LOAD: [&str; 7] =
     ["/durability/store", "/concurrency", "/batch", "/tenants", "/sessions", "/stored", "/dispatchers", "/pools"];
 /// What they had better have in common.
 const MACHINE: [&str; 2] = ["/build", "/cores"];

@@ -31,7 +31,7 @@ use crate::commands::dev::{stop_signal, until_ready};
 use crate::failure::Said;
 use crate::output::Output;
 use crate::postgres::Postgres;
-use crate::stack::{Instances, Stack, StackConfig};
+use crate::stack::{Stack, StackConfig};
 
 use baseline::Baseline;
 use load::{Load, Seen};
@@ -109,7 +109,7 @@ async fn measure(args: &BenchArgs, rig: &Rig, out: Output) -> anyhow::Result<Rep
         tenants: args.tenants,
         sessions: rig.sessions,
         stored: args.stored,
-        instances: Instances { dispatchers: args.dispatchers, pools: args.pools },
+        dispatchers: args.dispatchers,
         broker: rig.bus.broker_version(),
     })
 }
@@ -209,8 +209,8 @@ impl Rig {
             let durability = Durability::of_store(&store);
             // Our own Postgres ends with the bench, and its secrets too.
             let master_key = (args.store == "postgres").then(|| errand_seal::new_key().to_string());
-            let instances = Instances { dispatchers: args.dispatchers, pools: args.pools };
-            let config = StackConfig { master_key, instances, ..StackConfig::new(&url, &global.prefix, store) };
+            let services = StackConfig::new(&url, &global.prefix, store);
+            let config = StackConfig { master_key, dispatchers: args.dispatchers, ..services };
             (Some(Stack::start(&config)?), durability)
         };
         // The end of a new id is as good as random.

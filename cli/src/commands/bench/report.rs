@@ -7,7 +7,6 @@ use super::baseline::{Baseline, PARTS};
 use super::load::{Measured, STAGES};
 use super::memory::Peaks;
 use crate::output::{Output, table};
-use crate::stack::Instances;
 
 /// How durable what was measured is: figures without it mean nothing.
 #[derive(Debug, Clone)]
@@ -73,7 +72,7 @@ pub(super) struct Report {
     pub(super) sessions: u32,
     /// Runs that were in the store before.
     pub(super) stored: usize,
-    pub(super) instances: Instances,
+    pub(super) dispatchers: u8,
     pub(super) broker: String,
 }
 
@@ -105,8 +104,7 @@ impl Report {
             "tenants": self.tenants,
             "sessions": self.sessions,
             "stored": self.stored,
-            "dispatchers": self.instances.dispatchers,
-            "pools": self.instances.pools,
+            "dispatchers": self.dispatchers,
             "durability": {
                 "store": self.durability.store,
                 "commit": self.durability.commit,
@@ -155,7 +153,7 @@ impl Report {
             "{}\n\n\
              latency   submit to the task_run.completed event, as the client sees it\n\
              loaded    {} in flight, {} a request, {} tenants, {} sessions\n\
-             stack     {} dispatchers, {} session-pools, {} runs in the store before\n\
+             stack     {} dispatchers, {} runs in the store before\n\
              memory    {} MiB services, runner and client; {} MiB nats-server {} (peaks)\n\
              commit    {}: {}\n\
              broker    {}\n\
@@ -167,8 +165,7 @@ impl Report {
             self.batch,
             self.tenants,
             self.sessions,
-            self.instances.dispatchers,
-            self.instances.pools,
+            self.dispatchers,
             self.stored,
             mebibytes(self.memory.stack),
             mebibytes(self.memory.nats_server),

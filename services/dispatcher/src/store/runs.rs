@@ -324,7 +324,8 @@ fn keep_committed(batch: &mut Batch, conflicts: &HashSet<RunId>) {
 type PgQuery = sqlx::query::QueryAs<'static, sqlx::Postgres, (Vec<u8>,), sqlx::postgres::PgArguments>;
 
 /// All of a batch but what met a conflict; tells the ids of what was written. One statement, as each is a round trip.
-/// Rows that change are locked in one order by everybody: two dispatchers' batches cannot wait for each other.
+/// Rows that change are locked in one order by everybody: two dispatchers' batches cannot wait for each other. `IS TRUE`
+/// keeps Postgres, which does not know how long an array is, from comparing each row with each: it looks rows up.
 fn write_postgres(batch: &Batch) -> Result<PgQuery, StoreError> {
     const WRITE: &str = "WITH
         new AS (
@@ -335,21 +336,21 @@ fn write_postgres(batch: &Batch) -> Result<PgQuery, StoreError> {
         input AS (
             INSERT INTO run_input (run_id, input)
             SELECT v.id, v.input FROM unnest($10::bytea[], $11::bytea[]) AS v (id, input)
-            WHERE v.id IN (SELECT id FROM new) ON CONFLICT DO NOTHING),
+            WHERE (v.id IN (SELECT id FROM new)) IS TRUE ON CONFLICT DO NOTHING),
         locked AS (SELECT id FROM run WHERE id = ANY($12::bytea[]) ORDER BY id FOR UPDATE),
         changed AS (
             UPDATE run SET version = v.version, status = v.status, updated_at = v.updated_at,
                 last_activity = GREATEST(run.last_activity, v.last_activity), document = v.document, output = v.output
-            FROM locked JOIN unnest($12::bytea[], $13::bigint[], $14::bigint[], $15::text[], $16::bigint[],
-                                    $17::bigint[], $18::text[], $19::bytea[])
-                AS v (id, expected, version, status, updated_at, last_activity, document, output) ON v.id = locked.id
-            WHERE run.id = locked.id AND run.version = v.expected RETURNING run.id),
+            FROM unnest($12::bytea[], $13::bigint[], $14::bigint[], $15::text[], $16::bigint[], $17::bigint[],
+                        $18::text[], $19::bytea[])
+                AS v (id, expected, version, status, updated_at, last_activity, document, output)
+            WHERE (SELECT COUNT(*) FROM locked) >= 0 AND run.id = v.id AND run.version = v.expected RETURNING run.id),
         written AS (SELECT id FROM new UNION ALL SELECT id FROM changed),
         told AS (
             INSERT INTO event (position, object, seq, id, created_at, payload)
             SELECT v.* FROM unnest($20::bigint[], $21::bytea[], $22::bigint[], $23::bytea[], $24::bigint[], $25::bytea[])
                 AS v (position, object, seq, id, created_at, payload)
-            WHERE v.object IN (SELECT id FROM written))
+            WHERE (v.object IN (SELECT id FROM written)) IS TRUE)
         SELECT id FROM written";
     let Batch { new, changed, events } = batch;
     let with_input = || new.iter().filter(|run| !run.input.is_empty());
