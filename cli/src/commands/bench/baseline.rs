@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 /// What two measurements must have in common to be compared.
 const LOAD: [&str; 7] =
-    ["/durability/store", "/concurrency", "/batch", "/tenants", "/sessions", "/stored", "/dispatchers", "/pools"];
+    ["/durability/store", "/concurrency", "/batch", "/tenants", "/sessions", "/stored", "/dispatchers"];
 /// What they had better have in common.
 const MACHINE: [&str; 2] = ["/build", "/cores"];
 /// The parts of a measurement, and of each the figures that are compared.
