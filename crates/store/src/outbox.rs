@@ -362,7 +362,6 @@ impl Staged {
     }
 
     /// Binds them for Postgres, an array a column: position, object, seq, id, `created_at`, payload.
-    #[must_use]
     pub fn bind_postgres<'q, O>(&self, query: PgQuery<'q, O>) -> PgQuery<'q, O> {
         let rows = &self.rows;
         query
