@@ -56,8 +56,8 @@ impl MultiRow {
     }
 }
 
-/// Whoever writes one: that a statement has not changed as many rows as it should is the failure of this one, and the
-/// end of the transaction.
+/// That the statement before has not changed as many rows as it should is the failure of this one, and the end of the
+/// transaction.
 const EXPECT: &str = "INSERT OR ROLLBACK INTO store_check (one, bytes) SELECT 1, NULL WHERE changes() <> ?;";
 /// `SQLITE_CONSTRAINT_NOTNULL`: what [`EXPECT`] fails with.
 const NOT_EXPECTED: &str = "1299";
