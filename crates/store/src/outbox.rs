@@ -362,15 +362,15 @@ impl Staged {
     }
 
     /// Binds them for Postgres, an array a column: position, object, seq, id, `created_at`, payload.
-    pub fn bind_postgres<'q, O>(&self, query: PgQuery<'q, O>) -> PgQuery<'q, O> {
+    pub fn bind_postgres<'q, O>(&'q self, query: PgQuery<'q, O>) -> PgQuery<'q, O> {
         let rows = &self.rows;
         query
             .bind(rows.iter().map(|row| row.position).collect::<Vec<_>>())
-            .bind(rows.iter().map(|row| row.object.to_vec()).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.object.as_slice()).collect::<Vec<_>>())
             .bind(rows.iter().map(|row| row.seq).collect::<Vec<_>>())
             .bind(rows.iter().map(|row| row.id.uuid().as_bytes().to_vec()).collect::<Vec<_>>())
             .bind(rows.iter().map(|row| row.created_at).collect::<Vec<_>>())
-            .bind(rows.iter().map(|row| row.payload.to_vec()).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.payload.as_ref()).collect::<Vec<_>>())
     }
 
     /// Leaves only the events of objects for which `keep` says yes: the others' changes met a conflict.

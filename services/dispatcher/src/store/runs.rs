@@ -321,12 +321,12 @@ fn keep_committed(batch: &mut Batch, conflicts: &HashSet<RunId>) {
     }
 }
 
-type PgQuery = sqlx::query::QueryAs<'static, sqlx::Postgres, (Vec<u8>,), sqlx::postgres::PgArguments>;
+type PgQuery<'q> = sqlx::query::QueryAs<'q, sqlx::Postgres, (Vec<u8>,), sqlx::postgres::PgArguments>;
 
 /// All of a batch but what met a conflict; tells the ids of what was written. One statement, as each is a round trip.
 /// Rows that change are locked in one order by everybody: two dispatchers' batches cannot wait for each other. `IS TRUE`
 /// keeps Postgres, which does not know how long an array is, from comparing each row with each: it looks rows up.
-fn write_postgres(batch: &Batch) -> Result<PgQuery, StoreError> {
+fn write_postgres(batch: &Batch) -> Result<PgQuery<'_>, StoreError> {
     const WRITE: &str = "WITH
         new AS (
             INSERT INTO run (id, tenant, version, status, task_id, updated_at, last_activity, document, output)
@@ -356,16 +356,16 @@ fn write_postgres(batch: &Batch) -> Result<PgQuery, StoreError> {
     let with_input = || new.iter().filter(|run| !run.input.is_empty());
     let query = sqlx::query_as(WRITE)
         .bind(new.iter().map(|run| key(run.id)).collect::<Vec<_>>())
-        .bind(new.iter().map(|run| run.tenant.to_string()).collect::<Vec<_>>())
+        .bind(new.iter().map(|run| run.tenant.as_str()).collect::<Vec<_>>())
         .bind(new.iter().map(|run| version(run.seq)).collect::<Vec<_>>())
         .bind(new.iter().map(|run| run.status().as_str()).collect::<Vec<_>>())
         .bind(new.iter().map(|run| run.spec.task_id.uuid().as_bytes().to_vec()).collect::<Vec<_>>())
         .bind(new.iter().map(|run| run.updated_at.0).collect::<Vec<_>>())
         .bind(new.iter().map(|run| run.last_activity.0).collect::<Vec<_>>())
         .bind(new.iter().map(document).collect::<Result<Vec<_>, _>>()?)
-        .bind(new.iter().map(|run| run.output.as_ref().map(|output| output.to_vec())).collect::<Vec<_>>())
+        .bind(new.iter().map(|run| run.output.as_deref()).collect::<Vec<_>>())
         .bind(with_input().map(|run| key(run.id)).collect::<Vec<_>>())
-        .bind(with_input().map(|run| run.input.to_vec()).collect::<Vec<_>>())
+        .bind(with_input().map(|run| run.input.as_ref()).collect::<Vec<_>>())
         .bind(changed.iter().map(|(run, _)| key(run.id)).collect::<Vec<_>>())
         .bind(changed.iter().map(|(_, expected)| version(*expected)).collect::<Vec<_>>())
         .bind(changed.iter().map(|(run, _)| version(run.seq)).collect::<Vec<_>>())
@@ -373,6 +373,6 @@ fn write_postgres(batch: &Batch) -> Result<PgQuery, StoreError> {
         .bind(changed.iter().map(|(run, _)| run.updated_at.0).collect::<Vec<_>>())
         .bind(changed.iter().map(|(run, _)| run.last_activity.0).collect::<Vec<_>>())
         .bind(changed.iter().map(|(run, _)| document(run)).collect::<Result<Vec<_>, _>>()?)
-        .bind(changed.iter().map(|(run, _)| run.output.as_ref().map(|output| output.to_vec())).collect::<Vec<_>>());
+        .bind(changed.iter().map(|(run, _)| run.output.as_deref()).collect::<Vec<_>>());
     Ok(events.bind_postgres(query))
 }

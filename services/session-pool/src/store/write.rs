@@ -73,7 +73,7 @@ static INSERT_LOSS: MultiRow = MultiRow::new(
 );
 static DELETE_LOSS: MultiRow = MultiRow::new("DELETE FROM loss WHERE token IN (", "?", ")");
 
-type PgQuery = sqlx::query::QueryAs<'static, sqlx::Postgres, (i64,), sqlx::postgres::PgArguments>;
+type PgQuery<'q> = sqlx::query::QueryAs<'q, sqlx::Postgres, (i64,), sqlx::postgres::PgArguments>;
 
 const NEXT_BATCH: &str = "UPDATE owner SET batch = ?, token = ? WHERE one = 1 AND epoch = ? AND batch = ?";
 
@@ -221,7 +221,7 @@ impl Batch<'_> {
 
     /// Sessions and their events in one statement, as each is a round trip. Tells nothing, and writes nothing, where this
     /// is not the owner's next batch.
-    fn sessions_postgres(&self, owner: &Ownership) -> PgQuery {
+    fn sessions_postgres<'q>(&'q self, owner: &'q Ownership) -> PgQuery<'q> {
         const WRITE: &str = "WITH
             next AS (UPDATE owner SET batch = $1, token = $2 WHERE one = 1 AND epoch = $3 AND batch = $4 RETURNING one),
             kept AS (
@@ -244,16 +244,16 @@ impl Batch<'_> {
         let query = sqlx::query_as(WRITE)
             .bind(self.number)
             .bind(self.token)
-            .bind(owner.epoch.as_bytes().to_vec())
+            .bind(owner.epoch.as_bytes().as_slice())
             .bind(owner.batch)
-            .bind(rows.iter().map(|row| row.id.to_vec()).collect::<Vec<_>>())
-            .bind(rows.iter().map(|row| row.tenant.to_owned()).collect::<Vec<_>>())
-            .bind(rows.iter().map(|row| row.agent.to_owned()).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.id.as_slice()).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.tenant).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.agent).collect::<Vec<_>>())
             .bind(rows.iter().map(|row| row.status).collect::<Vec<_>>())
             .bind(rows.iter().map(|row| row.updated_at).collect::<Vec<_>>())
             .bind(rows.iter().map(|row| row.attempt).collect::<Vec<_>>())
             .bind(rows.iter().map(|row| row.keep).collect::<Vec<_>>())
-            .bind(rows.iter().map(|row| row.document.clone()).collect::<Vec<_>>());
+            .bind(rows.iter().map(|row| row.document.as_str()).collect::<Vec<_>>());
         self.events.bind_postgres(query)
     }
 
