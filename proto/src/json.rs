@@ -412,11 +412,10 @@ pub fn event(event: &v1::Event) -> Value {
 }
 
 /// An event as text. Of these there are more than of all else, so they take no way about a [`Value`].
-///
-/// # Errors
-/// None in fact: there is nothing in an event that JSON cannot say.
-pub fn event_text(event: &v1::Event) -> serde_json::Result<Vec<u8>> {
-    serde_json::to_vec(&EventView::of(event))
+#[must_use]
+pub fn event_text(event: &v1::Event) -> Vec<u8> {
+    // There is nothing in an event that JSON cannot say.
+    serde_json::to_vec(&EventView::of(event)).unwrap_or_default()
 }
 
 #[derive(Serialize)]

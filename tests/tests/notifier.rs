@@ -161,6 +161,34 @@ async fn it_goes_on_after_the_broker_has_been_away() {
     world.hear(&mut told, 2 * OBJECTS).await;
 }
 
+/// Nothing is published where nobody listens, and nothing is kept from who does.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_listens_to_one_subject_of_many_is_told_all_of_it() {
+    const ROUNDS: u64 = 20;
+    let mut world = World::start(1).await;
+    let (runs, mut told) = (runs(), Told::default());
+    world.stack.service(Role::Notifier).process().kill9();
+    for seq in 1..=ROUNDS {
+        put_round(&world.bus, &runs, seq).await;
+        for (run, action) in runs.iter().zip(["queued", "completed", "failed"].into_iter().cycle()) {
+            let other = v1::Event { r#type: format!("task_run.{action}"), ..event(*run, seq) };
+            put(&world.bus, *run, &other.id, other.encode_to_vec()).await;
+        }
+    }
+    let plain = async_nats::connect(world.stack.broker.url()).await.unwrap();
+    world.told = plain.subscribe("test.errand.notify.*.task_run.running").await.unwrap();
+    plain.flush().await.unwrap();
+    world.stack.service(Role::Notifier).restart();
+    world.hear(&mut told, OBJECTS * ROUNDS as usize).await;
+    let all = 2 * OBJECTS as u64 * ROUNDS;
+    eventually("all is told on", PATIENCE, async || {
+        let status: v1::NotifierStatusResponse =
+            world.bus.request(world.bus.subjects().api("notifier", "status"), &v1::NotifierStatusRequest {}).await.ok()?;
+        (status.published >= all && status.stream_sequence == status.last_stream_sequence).then_some(())
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_event_is_a_dead_letter_and_stops_nothing() {
     let mut world = World::start(1).await;

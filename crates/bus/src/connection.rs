@@ -345,18 +345,18 @@ impl Bus {
     /// # Errors
     /// [`BusError::Listen`], [`BusError::Publish`], and [`BusError::Unreachable`] where nothing comes back.
     pub async fn round_trip(&self) -> Result<Duration, BusError> {
-        let inbox = self.client.new_inbox();
-        let mut echoes = self.subscribe(inbox.clone()).await?;
         let started = tokio::time::Instant::now();
-        self.publish_bytes(inbox, Bytes::new()).await?;
-        match tokio::time::timeout(self.request_timeout, echoes.next()).await {
-            Ok(Some(_)) => Ok(started.elapsed()),
-            Ok(None) | Err(_) => {
-                let server = self.client.server_info();
-                let url = format!("{}:{}", server.host, server.port);
-                Err(BusError::Unreachable { url, what: "no answer".into() })
-            }
-        }
+        self.broadcast().await?.unheard().await?;
+        Ok(started.elapsed())
+    }
+
+    pub(crate) const fn request_timeout(&self) -> Duration {
+        self.request_timeout
+    }
+
+    pub(crate) fn unreachable(&self) -> BusError {
+        let server = self.client.server_info();
+        BusError::Unreachable { url: format!("{}:{}", server.host, server.port), what: "no answer".into() }
     }
 
     /// Sends a request, waits for its answer.

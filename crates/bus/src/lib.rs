@@ -2,6 +2,7 @@
 //! services (NATS micro), trace propagation.
 
 pub mod batch;
+mod broadcast;
 mod connection;
 mod consume;
 mod delivery;
@@ -19,6 +20,7 @@ pub mod trace;
 
 pub use async_nats::{HeaderMap, HeaderValue};
 pub use batch::{Courier, recv_batch};
+pub use broadcast::Broadcast;
 pub use connection::{Bus, BusConfig, BusError, Incoming, RequestError, StoredMessage, StreamAck, connect_options};
 pub use consume::{ConsumerConfig, consume};
 pub use delivery::{Delivery, Verdict};

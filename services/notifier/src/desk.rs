@@ -300,9 +300,7 @@ impl Desk {
         let channel = self.channels().open(kind, private.config.as_bytes(), &secrets)?;
         let event_id = EventId::from_uuid(Uuid::now_v7());
         let event = of_destination(event_id, &destination.view(), "test", destination.seq, at);
-        let message = outgoing(event_id, &event, event.encode_to_vec().into())
-            .map_err(|error| ErrorCode::API_ERROR.with(error.to_string()))?;
-        let message = Message { now: at, ..message };
+        let message = Message { now: at, ..outgoing(event_id, &event, event.encode_to_vec().into()) };
         let started = tokio::time::Instant::now();
         let result = send(channel.as_ref(), &message, self.shared.settings.attempt_timeout).await;
         let attempts = vec![attempt_view(1, at, started.elapsed(), &result)];

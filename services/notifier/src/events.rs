@@ -37,22 +37,20 @@ pub fn weight(message: &Message) -> usize {
 }
 
 /// An event as it goes out. `now` is to be set at each attempt.
-///
-/// # Errors
-/// Where it cannot be turned into JSON.
-pub fn outgoing(id: EventId, event: &v1::Event, protobuf: Bytes) -> Result<Message, serde_json::Error> {
-    Ok(Message {
+#[must_use]
+pub fn outgoing(id: EventId, event: &v1::Event, protobuf: Bytes) -> Message {
+    Message {
         event_id: id,
         event_type: event.r#type.clone(),
         tenant: event.tenant.clone(),
         object_id: event.object_id.clone(),
         seq: event.seq,
         created_at: Timestamp(event.created_at_ms),
-        json: json::event_text(event)?.into(),
+        json: json::event_text(event).into(),
         protobuf,
         traceparent: (!event.traceparent.is_empty()).then(|| event.traceparent.clone()),
         now: Timestamp(0),
-    })
+    }
 }
 
 impl Cache {
@@ -98,12 +96,9 @@ impl Events {
         let mut read = Vec::with_capacity(missing.len());
         for event in self.store.queue_events(&missing).await? {
             let payload = Bytes::from(event.payload);
-            let message = v1::Event::decode(payload.clone())
-                .map_err(|error| error.to_string())
-                .and_then(|decoded| outgoing(event.id, &decoded, payload).map_err(|error| error.to_string()));
-            match message {
-                Ok(message) => read.push((event.number, Arc::new(message))),
-                Err(error) => tracing::error!(event = %event.id, error, "an event of the queue cannot be read"),
+            match v1::Event::decode(payload.clone()) {
+                Ok(decoded) => read.push((event.number, Arc::new(outgoing(event.id, &decoded, payload)))),
+                Err(error) => tracing::error!(event = %event.id, %error, "an event of the queue cannot be read"),
             }
         }
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);

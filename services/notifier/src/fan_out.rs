@@ -1,5 +1,7 @@
 //! What becomes of an event: how it is told on, or why it cannot be. Pure.
 
+use std::collections::{BTreeSet, HashMap};
+
 use errand_core::EventId;
 use errand_proto::{json, v1};
 use prost::Message;
@@ -9,8 +11,6 @@ use prost::Message;
 pub struct Telling {
     /// By which to drop duplicates.
     pub id: EventId,
-    /// The JSON form (CONTRACT section 4).
-    pub json: Vec<u8>,
     /// The event: its tenant and its type (`task_run.completed`) are parts of subjects.
     pub event: v1::Event,
 }
@@ -20,6 +20,12 @@ impl Telling {
     #[must_use]
     pub fn object_and_action(&self) -> (&str, &str) {
         self.event.r#type.split_once('.').unwrap_or_default()
+    }
+
+    /// The JSON form (CONTRACT section 4).
+    #[must_use]
+    pub fn json(&self) -> Vec<u8> {
+        json::event_text(&self.event)
     }
 
     /// The trace that it belongs to.
@@ -47,12 +53,38 @@ pub fn telling(payload: &[u8]) -> Result<Telling, String> {
     if event.data.is_none() {
         return Err("it says nothing of its object: data is missing, or of a kind not known here".into());
     }
-    let json = json::event_text(&event).map_err(|error| error.to_string())?;
-    Ok(Telling { id, json, event })
+    Ok(Telling { id, event })
 }
 
 fn is_word(text: &str) -> bool {
     (1..=40).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+}
+
+/// What of a batch is told first, to learn who listens.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct First {
+    /// One event on each subject, by its place in the batch.
+    pub asked: BTreeSet<usize>,
+    /// These, and what comes before them of the same objects: each object's events keep their order.
+    pub told: BTreeSet<usize>,
+}
+
+/// Chooses by the subjects and objects of a batch, in its order.
+#[must_use]
+pub fn first<'a>(events: impl Iterator<Item = (&'a str, &'a str)>) -> First {
+    let mut before: Vec<Option<usize>> = Vec::new();
+    let (mut last_of, mut on): (HashMap<&str, usize>, HashMap<&str, usize>) = Default::default();
+    for (at, (subject, object)) in events.enumerate() {
+        before.push(last_of.insert(object, at));
+        let chosen = on.entry(subject).or_insert(at);
+        // Best is one with nothing before it.
+        if before[*chosen].is_some() && before[at].is_none() {
+            *chosen = at;
+        }
+    }
+    let asked: BTreeSet<usize> = on.into_values().collect();
+    let chain = |at: &usize| std::iter::successors(Some(*at), |at| before[*at]);
+    First { told: asked.iter().flat_map(chain).collect(), asked }
 }
 
 /// What the notifier tells of itself.

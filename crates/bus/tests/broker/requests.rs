@@ -1,11 +1,12 @@
 //! Requests and services over a real broker. The messages are protobuf's wrapped strings and numbers.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::harness::{Broker, eventually};
-use errand_bus::{Bus, RequestError, Service, StreamKind, trace};
+use errand_bus::{Bus, HeaderMap, RequestError, Service, StreamKind, trace};
 use errand_core::{Error, ErrorCode};
 use futures::StreamExt;
 use serde_json::Value;
@@ -191,4 +192,21 @@ async fn a_plain_subscription_hears_headers_and_outlives_the_broker() {
     let incoming = tokio::time::timeout(Duration::from_secs(5), heard.next()).await.unwrap().unwrap();
     assert_eq!(&incoming.payload[..], b"alive");
     assert_eq!(trace::from_headers(incoming.headers.as_ref()), Some(TRACEPARENT));
+}
+
+/// A subscription with wildcards counts as well.
+#[tokio::test]
+async fn a_broadcast_knows_what_nobody_heard() {
+    let broker = Broker::start();
+    let (bus, listener) = (broker.connect().await, broker.connect().await);
+    let mut one = listener.subscribe("told.one".into()).await.unwrap();
+    let mut many = listener.subscribe("told.many.>".into()).await.unwrap();
+    listener.round_trip().await.unwrap();
+    let broadcast = bus.broadcast().await.unwrap();
+    for (number, subject) in ["told.one", "told.nobody", "told.many.a", "told.many"].into_iter().enumerate() {
+        broadcast.ask(number, subject.into(), HeaderMap::new(), subject.into()).await.unwrap();
+    }
+    assert_eq!(broadcast.unheard().await.unwrap(), HashSet::from([1, 3]));
+    assert_eq!(one.next().await.unwrap().payload, "told.one");
+    assert_eq!(many.next().await.unwrap().payload, "told.many.a");
 }

@@ -68,7 +68,7 @@ impl Heard {
 pub(super) fn frame(event: &v1::Event) -> Bytes {
     // JSON has no line breaks outside of strings, and escapes those within.
     let mut frame = format!("id: {}\nevent: {}\ndata: ", event.id, event.r#type).into_bytes();
-    frame.extend(json::event_text(event).unwrap_or_default());
+    frame.extend(json::event_text(event));
     frame.extend(b"\n\n");
     frame.into()
 }

@@ -87,7 +87,7 @@ fn the_json_form_of_each_object_is_the_contracts() {
         let told = telling(&event.encode_to_vec()).unwrap();
         assert_eq!((told.event.tenant.as_str(), told.object_and_action().0), ("acme", name));
         assert_eq!((told.id.to_string().as_str(), told.traceparent()), (EVENT, Some(TRACE)));
-        let value: serde_json::Value = serde_json::from_slice(&told.json).unwrap();
+        let value: serde_json::Value = serde_json::from_slice(&told.json()).unwrap();
         insta::assert_snapshot!(name, serde_json::to_string_pretty(&value).unwrap());
     }
 }
@@ -115,4 +115,19 @@ fn what_cannot_be_told_on_has_a_reason() {
     assert!(telling(&anonymous.encode_to_vec()).unwrap_err().starts_with("id:"));
     let empty = v1::Event { data: None, ..of_task() };
     assert!(telling(&empty.encode_to_vec()).unwrap_err().contains("data"));
+}
+
+#[test]
+fn each_subject_is_asked_for_once_and_no_object_overtakes_itself() {
+    let chosen = |events: &[(&str, &str)]| {
+        let First { asked, told } = first(events.iter().copied());
+        (asked.into_iter().collect::<Vec<_>>(), told.into_iter().collect::<Vec<_>>())
+    };
+    assert_eq!(chosen(&[]), (vec![], vec![]));
+    assert_eq!(chosen(&[("queued", "a"), ("queued", "b"), ("running", "c")]), (vec![0, 2], vec![0, 2]));
+    // Of a run that is told of from its beginning no later event goes ahead where another run's will do.
+    assert_eq!(chosen(&[("queued", "a"), ("running", "a"), ("running", "b")]), (vec![0, 2], vec![0, 2]));
+    // Else what is before it goes along.
+    let one = [("queued", "x"), ("queued", "a"), ("running", "a"), ("queued", "b"), ("completed", "a")];
+    assert_eq!(chosen(&one), (vec![0, 2, 4], vec![0, 1, 2, 4]));
 }

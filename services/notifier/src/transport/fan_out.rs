@@ -1,5 +1,6 @@
 //! Tells events on as JSON.
 
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use errand_core::Timestamp;
 use errand_kit::metrics;
 
 use crate::clock::now;
-use crate::fan_out::{Progress, Telling};
+use crate::fan_out::{Progress, Telling, first};
 
 /// By which a subscriber drops duplicates.
 const EVENT_ID: &str = "Errand-Event-Id";
@@ -23,14 +24,43 @@ pub(crate) struct FanOut {
 impl FanOut {
     /// Tells events on, in their order. When this returns the broker has them: a flush alone would only mean that they
     /// have left the process.
+    ///
+    /// One event on each subject tells whether anybody listens there; where nobody does, no other is made into JSON and
+    /// published. Whoever listens before an event is in the stream is told of it: it is asked for each batch.
     pub(super) async fn tell(&self, batch: &[Delivery], told: &[Telling]) -> Result<(), BusError> {
+        let subjects: Vec<String> = told.iter().map(|told| self.subject(told)).collect();
+        let objects = told.iter().map(|told| told.event.object_id.as_str());
+        let first = first(subjects.iter().map(String::as_str).zip(objects));
         // The spans end when the broker has the events.
         let mut spans = Vec::new();
-        for told in told {
-            spans.push(self.publish(told).await?);
+        let broadcast = self.bus.broadcast().await?;
+        for at in &first.told {
+            let (span, headers) = headers(&told[*at]);
+            spans.push(span);
+            let (subject, json) = (subjects[*at].clone(), told[*at].json().into());
+            if first.asked.contains(at) {
+                broadcast.ask(*at, subject, headers, json).await?;
+            } else {
+                self.bus.publish_raw(subject, Some(headers), json).await?;
+            }
         }
-        self.bus.round_trip().await?;
+        let unheard: HashSet<&str> = broadcast.unheard().await?.into_iter().map(|at| subjects[at].as_str()).collect();
+        spans.clear();
+        let rest = (0..told.len()).filter(|at| !first.told.contains(at) && !unheard.contains(subjects[*at].as_str()));
+        for at in rest {
+            let (span, headers) = headers(&told[at]);
+            spans.push(span);
+            self.bus.publish_raw(subjects[at].clone(), Some(headers), told[at].json().into()).await?;
+        }
+        if !spans.is_empty() {
+            self.bus.round_trip().await?;
+        }
         drop(spans);
+        self.count(batch, told);
+        Ok(())
+    }
+
+    fn count(&self, batch: &[Delivery], told: &[Telling]) {
         let now = now();
         let created = || told.iter().map(|told| Timestamp(told.event.created_at_ms));
         for created in created() {
@@ -43,7 +73,6 @@ impl FanOut {
             progress.stream_sequence = batch.last().map_or(progress.stream_sequence, |last| last.stream_sequence);
             progress.lag_ms = created().max().map_or(progress.lag_ms, |newest| now.millis_since(newest));
         });
-        Ok(())
     }
 
     /// An event cannot be told on.
@@ -53,26 +82,28 @@ impl FanOut {
         metrics().delivered("fan_out", "dead_letter", 1);
     }
 
-    /// Publishes one event; it may still be on its way out.
-    async fn publish(&self, told: &Telling) -> Result<trace::Span, BusError> {
-        let event_id = told.id.to_string();
-        let mut headers = HeaderMap::new();
-        headers.insert(EVENT_ID, event_id.as_str());
-        let parent = told.traceparent().filter(|text| trace::is_valid(text));
-        let mut span = trace::Span::child(parent, trace::Kind::Send, "notify");
-        if span.is_recording() {
-            span.set("messaging.message.id", event_id);
-            span.set("errand.event.type", told.event.r#type.clone());
-        }
-        if let Some(traceparent) = span.traceparent() {
-            trace::set(&mut headers, traceparent);
-        }
+    fn subject(&self, told: &Telling) -> String {
         let (object, action) = told.object_and_action();
-        let subject = self.bus.subjects().notify(&told.event.tenant, object, action);
-        self.bus.publish_raw(subject, Some(headers), told.json.clone().into()).await.map(|()| span)
+        self.bus.subjects().notify(&told.event.tenant, object, action)
     }
 
     fn note(&self, change: impl FnOnce(&mut Progress)) {
         change(&mut self.progress.lock().unwrap_or_else(PoisonError::into_inner));
     }
+}
+
+fn headers(told: &Telling) -> (trace::Span, HeaderMap) {
+    let event_id = told.id.to_string();
+    let mut headers = HeaderMap::new();
+    headers.insert(EVENT_ID, event_id.as_str());
+    let parent = told.traceparent().filter(|text| trace::is_valid(text));
+    let mut span = trace::Span::child(parent, trace::Kind::Send, "notify");
+    if span.is_recording() {
+        span.set("messaging.message.id", event_id);
+        span.set("errand.event.type", told.event.r#type.clone());
+    }
+    if let Some(traceparent) = span.traceparent() {
+        trace::set(&mut headers, traceparent);
+    }
+    (span, headers)
 }
