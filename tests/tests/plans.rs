@@ -5,11 +5,13 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
+use errand_core::run::Run;
 use errand_core::session::SessionStatus;
-use errand_core::{RunId, SessionId, TaskId, Tenant, Timestamp};
+use errand_core::{EventId, RunId, SessionId, TaskId, Tenant, Timestamp};
 use errand_dispatcher::run_filter::RunFilter;
 use errand_dispatcher::store::{Batch, Store};
-use errand_proto::{event::TaskRef, v1};
+use errand_proto::event::{TaskRef, of_run};
+use errand_proto::v1;
 use errand_session_pool::store::{Query, Store as SessionStore};
 use errand_store::paging::Place;
 use errand_store::{Db, Ledger, Left, Outbox};
@@ -137,10 +139,13 @@ async fn of_runs(store: &Store, outbox: &Outbox) -> anyhow::Result<()> {
     store.add_outputs(&mut runs).await?;
     // As many as go in one statement at most, and one by itself.
     runs.extend((0..254).map(|_| queued("1")));
-    let mut batch = Batch { new: runs.clone(), ..Batch::default() };
-    store.commit(&mut batch).await?;
-    let mut batch = Batch { changed: runs.into_iter().map(|run| (run, 1)).collect(), ..Batch::default() };
-    store.commit(&mut batch).await?;
+    let staged = |runs: &[Run]| outbox.stage(runs.iter().map(|run| of_run(EventId::from_uuid(Uuid::now_v7()), run)));
+    let (new, events) = (runs.clone(), staged(&runs)?);
+    store.commit(&mut Batch { new, events, ..Batch::default() }).await?;
+    runs.iter_mut().for_each(|run| run.seq += 1);
+    let events = staged(&runs)?;
+    let changed = runs.into_iter().map(|run| (run, 1)).collect();
+    store.commit(&mut Batch { changed, events, ..Batch::default() }).await?;
     store.delete_runs_before(1).await?;
     outbox.events_of(*id.uuid().as_bytes(), 0, 10).await?;
     outbox.unpublished_of_others(&[*id.uuid().as_bytes()]).await?;
@@ -176,7 +181,7 @@ async fn plan(db: &Db, statement: &str) -> anyhow::Result<Vec<String>> {
             rows.await?.iter().map(|row| Ok(row.try_get::<String, _>("detail")?)).collect()
         }
         Db::Postgres(pool) => {
-            let parameters = (1..=25).rev().find(|n| statement.contains(&format!("${n}"))).unwrap_or(0);
+            let parameters = (1..=27).rev().find(|n| statement.contains(&format!("${n}"))).unwrap_or(0);
             let values = vec!["NULL"; parameters].join(", ");
             let values = if parameters == 0 { values } else { format!("({values})") };
             let mut tx = pool.begin().await?;

@@ -44,7 +44,7 @@ on_both_stores! {
 }
 
 struct World {
-    _stack: Stack,
+    stack: Stack,
     store: Store,
     outbox: Outbox,
 }
@@ -54,7 +54,7 @@ impl World {
         let stack = Stack::new(kind);
         let store = Store::open(stack.store()).await?;
         let (outbox, _publisher) = Outbox::open(store.db().clone(), stack.bus().await).await?;
-        Ok(Self { _stack: stack, store, outbox })
+        Ok(Self { stack, store, outbox })
     }
 
     fn events(&self, runs: &[&Run]) -> anyhow::Result<Staged> {
@@ -322,4 +322,52 @@ async fn a_commit_that_comes_late_is_published() -> anyhow::Result<()> {
     .await;
     shutdown.cancel();
     Ok(publishing.await??)
+}
+
+/// A commit whose answer nobody waits for any more is over when it is looked for, or writes nothing when it comes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_was_given_up_does_not_come_later() -> anyhow::Result<()> {
+    let world = World::start(StoreKind::Postgres).await?;
+    let db = world.store.db();
+    let run = queued("1");
+    let events = world.events(&[&run])?;
+    let position = events.events()[0].position;
+    db.settled(position).await?;
+    let mut late = Batch { new: vec![run.clone()], events, ..Batch::default() };
+    assert_eq!(world.store.commit(&mut late).await?.into_iter().collect::<Vec<_>>(), [run.id]);
+    assert!(world.one(run.id).await?.is_none() && world.seqs(run.id).await?.is_empty());
+
+    // What comes behind it is not held up.
+    assert!(world.commit_new(std::slice::from_ref(&run)).await?.is_empty());
+    let Db::Postgres(pool) = db else { anyhow::bail!("it is Postgres") };
+    let mut other = pool.begin().await?;
+    sqlx::query("SELECT FROM run FOR UPDATE").execute(&mut *other).await?;
+    let next = running(&run);
+    let events = world.events(&[&next])?;
+    let position = events.events()[0].position;
+    let mut under_way = Batch { changed: vec![(next, 1)], events, ..Batch::default() };
+    let (conflicts, found, ()) = tokio::try_join!(
+        async { Ok::<_, anyhow::Error>(world.store.commit(&mut under_way).await?) },
+        async {
+            let mut observer = PgConnection::connect(world.stack.store()).await?;
+            eventually("the commit is held up", PATIENCE, async || {
+                sessions(&mut observer, "wait_event_type = 'Lock' AND query LIKE 'WITH%'").await.filter(|n| *n > 0)
+            })
+            .await;
+            db.settled(position).await?;
+            Ok(db.read(position - 1, position, 10).await?.len())
+        },
+        async {
+            let mut observer = PgConnection::connect(world.stack.store()).await?;
+            eventually("it is looked for", PATIENCE, async || {
+                let looking = "wait_event_type = 'Lock' AND query LIKE 'UPDATE outbox_writer SET fence%'";
+                sessions(&mut observer, looking).await.filter(|n| *n > 0)
+            })
+            .await;
+            Ok(other.commit().await?)
+        },
+    )?;
+    assert!(conflicts.is_empty() && found == 1, "{conflicts:?} {found}");
+    assert_eq!(world.seqs(run.id).await?, [1, 2]);
+    Ok(())
 }

@@ -280,7 +280,7 @@ async fn create_schema(connection: &mut sqlx::PgConnection, schema: &str) -> Res
 }
 
 fn migrator(migrations: &[Migration], form: impl Fn(&Migration) -> &'static str) -> Migrator {
-    let steps = crate::outbox::MIGRATIONS.iter().chain([&CHECK]).chain(migrations).map(|migration| {
+    let steps = crate::outbox::MIGRATIONS.iter().chain([&CHECK, &crate::outbox::FENCE]).chain(migrations).map(|migration| {
         sqlx::migrate::Migration::new(
             migration.version,
             Cow::Borrowed(migration.name),

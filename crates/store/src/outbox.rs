@@ -83,6 +83,14 @@ pub(crate) const MIGRATIONS: &[Migration] = &[Migration {
     ",
 }];
 
+/// Up to which position nothing of a writer's is written any more.
+pub(crate) const FENCE: Migration = Migration {
+    version: 3,
+    name: "fence",
+    sqlite: "ALTER TABLE outbox_writer ADD COLUMN fence INTEGER NOT NULL DEFAULT 0;",
+    postgres: "ALTER TABLE outbox_writer ADD COLUMN fence BIGINT NOT NULL DEFAULT 0;",
+};
+
 /// An event as the store keeps it.
 #[derive(Debug, Clone)]
 pub struct Stored {
@@ -359,6 +367,12 @@ impl Staged {
         );
         let _: Vec<(i64,)> = self.bind_postgres(query).fetch_all(connection).await?;
         Ok(())
+    }
+
+    /// The writer of the events, and the first one's position. None where there are no events.
+    #[must_use]
+    pub fn place(&self) -> Option<(i64, i64)> {
+        self.rows.first().map(|row| (row.position >> WRITER_SHIFT, row.position))
     }
 
     /// Binds them for Postgres, an array a column: position, object, seq, id, `created_at`, payload.

@@ -5,15 +5,19 @@
 //! because the server gives up a transaction that nobody goes on with ([`IDLE_IN_TRANSACTION`]) sooner than we do.
 
 use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use futures::stream::{self, BoxStream, StreamExt};
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgQueryResult, PgRow, PgStatement, PgTypeInfo};
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgQueryResult, PgRow, PgStatement, PgTypeInfo};
+use sqlx::query::QueryAs;
 use sqlx::{
-    Connection, Either, Error, Execute, Executor, PgConnection, PgPool, Postgres, SqlStr, Transaction, query_scalar,
+    Connection, Either, Error, Execute, Executor, FromRow, PgConnection, PgPool, Postgres, SqlStr, Transaction,
+    query_scalar,
 };
-use tokio::sync::oneshot;
+use tokio::sync::{Mutex, oneshot};
 
 /// How long a statement may take, with the wait for a connection.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -28,6 +32,10 @@ const IDLE_IN_TRANSACTION: &str = "5s";
 const IDLE_LOCK: &str = "10s";
 /// How often he shows it.
 const BEAT: Duration = Duration::from_secs(2);
+/// What is written at once is planned once: rows are looked up one by one, however few there are when it is planned and
+/// however many later. Left to itself Postgres plans for the table as it is, an empty one, and keeps to that plan.
+const WRITER: &str = "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET enable_hashjoin = off;
+                      SET enable_mergejoin = off";
 /// How long the test of a connection may take, and its end.
 const TEST: Duration = Duration::from_secs(2);
 /// How often it is looked whether transactions have ended.
@@ -38,6 +46,8 @@ const LOOK: Duration = Duration::from_millis(20);
 pub struct Pg {
     pool: PgPool,
     limit: Duration,
+    /// The connection of [`Self::write`].
+    writer: Arc<Mutex<Option<PoolConnection<Postgres>>>>,
 }
 
 impl Pg {
@@ -62,13 +72,13 @@ impl Pg {
             })
             .connect_with(options)
             .await?;
-        Ok(Self { pool, limit: LIMIT })
+        Ok(Self { pool, limit: LIMIT, writer: Arc::default() })
     }
 
     /// For what reads much: with a limit that is longer by far.
     #[must_use]
     pub fn patient(&self) -> Self {
-        Self { pool: self.pool.clone(), limit: PATIENT }
+        Self { limit: PATIENT, ..self.clone() }
     }
 
     /// Begins a transaction; it is rolled back unless it is committed.
@@ -80,8 +90,38 @@ impl Pg {
         Ok(PgTx(PgStatements { tx, limit: self.limit }))
     }
 
+    /// Runs a statement of those that come one behind the other, over a connection that they keep ([`WRITER`]): what comes
+    /// back to the pool is tested there, two round trips each time.
+    ///
+    /// # Errors
+    /// Where the database is away; then it is unknown whether it was done.
+    pub async fn write<T>(&self, query: QueryAs<'_, Postgres, T, PgArguments>) -> Result<Vec<T>, Error>
+    where
+        T: for<'r> FromRow<'r, PgRow> + Send + Unpin,
+    {
+        within(self.limit, async {
+            let mut writer = self.writer.lock().await;
+            let mut connection = match writer.take() {
+                Some(connection) => connection,
+                None => self.open_writer().await?,
+            };
+            // Dropped where it fails.
+            let rows = query.fetch_all(&mut *connection).await?;
+            *writer = Some(connection);
+            Ok(rows)
+        })
+        .await
+    }
+
+    async fn open_writer(&self) -> Result<PoolConnection<Postgres>, Error> {
+        let mut connection = self.pool.acquire().await?;
+        connection.close_on_drop();
+        connection.execute(WRITER).await?;
+        Ok(connection)
+    }
+
     /// A connection without limits, for what happens once at start. Do not give it back to the pool: close it.
-    pub(crate) async fn unlimited(&self) -> Result<sqlx::pool::PoolConnection<Postgres>, Error> {
+    pub(crate) async fn unlimited(&self) -> Result<PoolConnection<Postgres>, Error> {
         let mut connection = self.pool.acquire().await?;
         connection.close_on_drop();
         connection.execute("SET statement_timeout = 0").await?;
@@ -125,6 +165,8 @@ impl Pg {
     }
 
     pub(crate) async fn close(&self) {
+        // The pool waits for what is not back.
+        drop(self.writer.lock().await.take());
         self.pool.close().await;
     }
 }

@@ -143,7 +143,7 @@ impl<L: Ledger, S: EventStream> Publisher<L, S> {
         let (Some(first), Some(last)) = (staged.rows.first(), staged.rows.last()) else { return staged };
         loop {
             let look = async {
-                self.ledger.settled().await?;
+                self.ledger.settled(last.position).await?;
                 self.read(first.position - 1, last.position).await
             };
             match look.await {

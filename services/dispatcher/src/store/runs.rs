@@ -16,7 +16,7 @@ pub struct Batch {
     pub new: Vec<Run>,
     /// Runs that changed, each with the version that it had in the store.
     pub changed: Vec<(Run, u64)>,
-    /// Their events.
+    /// Their events; of each run one at least.
     pub events: Staged,
 }
 
@@ -130,7 +130,7 @@ impl Store {
         match &self.db {
             Db::Sqlite(sqlite) => {
                 let mut connection = sqlite.write.acquire().await?;
-                let mut parts = vec![Part { new: &batch.new, changed: &batch.changed }];
+                let mut parts = vec![Part { new: &batch.new, changed: &batch.changed, whole: true }];
                 while let Some(part) = parts.pop() {
                     if part.script(&batch.events)?.commit(&mut connection).await? {
                         part.ids().for_each(|id| {
@@ -143,11 +143,9 @@ impl Store {
                 keep_committed(batch, &conflicts);
             }
             Db::Postgres(pool) => {
-                let mut tx = pool.begin().await?;
-                for (id,) in write_postgres(batch)?.fetch_all(&mut *tx).await? {
+                for (id,) in pool.write(write_postgres(batch)?).await? {
                     conflicts.remove(&id_of(&id)?);
                 }
-                tx.commit().await?;
                 keep_committed(batch, &conflicts);
             }
         }
@@ -253,6 +251,8 @@ impl Store {
 struct Part<'a> {
     new: &'a [Run],
     changed: &'a [(Run, u64)],
+    /// All of the batch: every event is of one of these.
+    whole: bool,
 }
 
 impl<'a> Part<'a> {
@@ -262,18 +262,19 @@ impl<'a> Part<'a> {
 
     /// What is left to try; nothing of a run alone.
     fn halves(self) -> [Option<Self>; 2] {
-        let Self { new, changed } = self;
+        let Self { new, changed, .. } = self;
+        let part = |new, changed| Some(Self { new, changed, whole: false });
         match (new, changed) {
             ([], [] | [_]) | ([_], []) => [None, None],
             ([], _) => {
                 let (first, second) = changed.split_at(changed.len() / 2);
-                [first, second].map(|changed| Some(Self { new, changed }))
+                [part(new, first), part(new, second)]
             }
             (_, []) => {
                 let (first, second) = new.split_at(new.len() / 2);
-                [first, second].map(|new| Some(Self { new, changed }))
+                [part(first, changed), part(second, changed)]
             }
-            _ => [Some(Self { new, changed: &[] }), Some(Self { new: &[], changed })],
+            _ => [part(new, &[]), part(&[], changed)],
         }
     }
 
@@ -286,8 +287,11 @@ impl<'a> Part<'a> {
             script.bind(run.input.to_vec())
         })?;
         script.rows(&UPDATE_RUN, self.changed, bind_changed)?;
-        let objects: HashSet<RunId> = self.ids().collect();
-        events.write_sqlite(&mut script, |object| objects.contains(&RunId::from_uuid(Uuid::from_bytes(*object))))?;
+        let objects: Option<HashSet<RunId>> = (!self.whole).then(|| self.ids().collect());
+        let is_of_these = |object: &[u8; 16]| {
+            objects.as_ref().is_none_or(|objects| objects.contains(&RunId::from_uuid(Uuid::from_bytes(*object))))
+        };
+        events.write_sqlite(&mut script, is_of_these)?;
         Ok(script)
     }
 }
@@ -323,15 +327,19 @@ fn keep_committed(batch: &mut Batch, conflicts: &HashSet<RunId>) {
 
 type PgQuery<'q> = sqlx::query::QueryAs<'q, sqlx::Postgres, (Vec<u8>,), sqlx::postgres::PgArguments>;
 
-/// All of a batch but what met a conflict; tells the ids of what was written. One statement, as each is a round trip.
+/// All of a batch but what met a conflict; tells the ids of what was written. One statement and no transaction about it, as
+/// each is a round trip. Who gives it up cannot know whether it is still on its way: so it writes nothing behind the fence
+/// that is put up before it is looked for ([`errand_store::Ledger::settled`]), and holds that fence until it is over.
 /// Rows that change are locked in one order by everybody: two dispatchers' batches cannot wait for each other. `IS TRUE`
 /// keeps Postgres, which does not know how long an array is, from comparing each row with each: it looks rows up.
 fn write_postgres(batch: &Batch) -> Result<PgQuery<'_>, StoreError> {
     const WRITE: &str = "WITH
+        fence AS (SELECT FROM outbox_writer WHERE writer = $26 AND fence < $27 FOR SHARE),
         new AS (
             INSERT INTO run (id, tenant, version, status, task_id, updated_at, last_activity, document, output)
             SELECT * FROM unnest($1::bytea[], $2::text[], $3::bigint[], $4::text[], $5::bytea[], $6::bigint[],
                                  $7::bigint[], $8::text[], $9::bytea[])
+            WHERE EXISTS (SELECT FROM fence)
             ON CONFLICT (id) DO NOTHING RETURNING id),
         input AS (
             INSERT INTO run_input (run_id, input)
@@ -344,7 +352,7 @@ fn write_postgres(batch: &Batch) -> Result<PgQuery<'_>, StoreError> {
             FROM unnest($12::bytea[], $13::bigint[], $14::bigint[], $15::text[], $16::bigint[], $17::bigint[],
                         $18::text[], $19::bytea[])
                 AS v (id, expected, version, status, updated_at, last_activity, document, output)
-            WHERE (SELECT COUNT(*) FROM locked) >= 0 AND run.id = v.id AND run.version = v.expected RETURNING run.id),
+            WHERE EXISTS (SELECT FROM fence) AND (SELECT COUNT(*) FROM locked) >= 0 AND run.id = v.id AND run.version = v.expected RETURNING run.id),
         written AS (SELECT id FROM new UNION ALL SELECT id FROM changed),
         told AS (
             INSERT INTO event (position, object, seq, id, created_at, payload)
@@ -374,5 +382,7 @@ fn write_postgres(batch: &Batch) -> Result<PgQuery<'_>, StoreError> {
         .bind(changed.iter().map(|(run, _)| run.last_activity.0).collect::<Vec<_>>())
         .bind(changed.iter().map(|(run, _)| document(run)).collect::<Result<Vec<_>, _>>()?)
         .bind(changed.iter().map(|(run, _)| run.output.as_deref()).collect::<Vec<_>>());
-    Ok(events.bind_postgres(query))
+    let place = events.place();
+    let query = events.bind_postgres(query);
+    Ok(query.bind(place.map(|(writer, _)| writer)).bind(place.map(|(_, first)| first)))
 }

@@ -158,13 +158,20 @@ impl Store {
                 batch.script(owner)?.commit(&mut connection).await?
             }
             Db::Postgres(pool) => {
-                let mut tx = pool.begin().await?;
-                let next = batch.sessions_postgres(owner).fetch_optional(&mut *tx).await?.is_some();
-                if next {
-                    batch.write_rest_postgres(&mut tx).await?;
-                    tx.commit().await?;
+                // Alone, a statement needs no transaction about it, whose begin and end are round trips. Where it is given
+                // up and comes late, it is this batch, or finds that this batch is done.
+                let sessions = batch.sessions_postgres(owner);
+                if batch.is_only_sessions() {
+                    !pool.write(sessions).await?.is_empty()
+                } else {
+                    let mut tx = pool.begin().await?;
+                    let next = sessions.fetch_optional(&mut *tx).await?.is_some();
+                    if next {
+                        batch.write_rest_postgres(&mut tx).await?;
+                        tx.commit().await?;
+                    }
+                    next
                 }
-                next
             }
         };
         if !done && !self.is_committed(owner, batch.number).await? {
@@ -255,6 +262,10 @@ impl Batch<'_> {
             .bind(rows.iter().map(|row| row.keep).collect::<Vec<_>>())
             .bind(rows.iter().map(|row| row.document.as_str()).collect::<Vec<_>>());
         self.events.bind_postgres(query)
+    }
+
+    const fn is_only_sessions(&self) -> bool {
+        self.losses.is_empty() && self.told.is_empty() && self.drains.is_empty()
     }
 
     async fn write_rest_postgres(&self, connection: &mut PgStatements) -> Result<(), CommitError> {
