@@ -10,6 +10,8 @@ use uuid::Uuid;
 
 const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
 const SUFFIX: usize = 26;
+/// Of a prefix, at most.
+const PREFIX: usize = 5;
 /// What each byte stands for; those that stand for nothing are beyond the alphabet.
 const DIGITS: [u8; 256] = {
     let mut digits = [u8::MAX; 256];
@@ -30,15 +32,17 @@ pub struct IdError {
     prefix: &'static str,
 }
 
+/// In one piece, so that a string takes no more than it needs.
 fn encode(prefix: &str, uuid: Uuid, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-    let value = uuid.as_u128();
-    let mut suffix = [0u8; SUFFIX];
-    for (place, byte) in suffix.iter_mut().rev().enumerate() {
-        *byte = ALPHABET[(value >> (5 * place)) as usize & 31];
+    let mut text = [b'_'; PREFIX + 1 + SUFFIX];
+    let (head, tail) = text.split_at_mut(prefix.len());
+    head.copy_from_slice(prefix.as_bytes());
+    let mut value = uuid.as_u128();
+    for byte in tail[1..=SUFFIX].iter_mut().rev() {
+        *byte = ALPHABET[value as usize & 31];
+        value >>= 5;
     }
-    out.write_str(prefix)?;
-    out.write_str("_")?;
-    out.write_str(std::str::from_utf8(&suffix).map_err(|_| fmt::Error)?)
+    out.write_str(std::str::from_utf8(&text[..prefix.len() + 1 + SUFFIX]).map_err(|_| fmt::Error)?)
 }
 
 fn decode(prefix: &str, text: &str) -> Option<Uuid> {
@@ -60,6 +64,8 @@ fn decode(prefix: &str, text: &str) -> Option<Uuid> {
 
 macro_rules! ids {
     ($($(#[$doc:meta])* $name:ident = $prefix:literal, $article:literal;)*) => {$(
+        const _: () = assert!($prefix.len() <= PREFIX);
+
         $(#[$doc])*
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub struct $name(Uuid);

@@ -88,6 +88,7 @@ pub enum RetryOn {
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
     /// Bounds the execution's whole time, less what people took to answer; none: unbounded.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout_seconds: Option<u32>,
     /// A run without activity for so long has failed.
     pub inactivity_seconds: u32,
@@ -102,6 +103,7 @@ pub struct Settings {
     /// Whether a person looks at the output before the run completes.
     pub review: bool,
     /// How long the review may take; none: for ever.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub review_seconds: Option<u32>,
     /// Whether a run may execute in an idle session that another run of the same tenant, agent, source and
     /// credential has left.

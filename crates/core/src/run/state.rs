@@ -106,20 +106,27 @@ pub struct Spec {
     /// 0 where the task was not found.
     pub task_version: u32,
     /// The kind of runner; none where the task was not found.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub agent_id: Option<AgentId>,
     /// The system that it works on.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub source_id: Option<SourceId>,
     /// Secrets for the source.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub credential_id: Option<CredentialId>,
     /// The session that it must be; none: any that fits.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub wanted_session: Option<SessionId>,
     /// For its reader, and for filters.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: BTreeMap<String, String>,
     /// The task's settings, with what the run itself asked for in their place.
     pub settings: Settings,
     /// The run that this one repeats.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub retry_of: Option<RunId>,
     /// W3C trace context of the submitter.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
 }
 
@@ -131,6 +138,7 @@ pub struct Active {
     /// How long people took to answer so far, in milliseconds: the total deadline stands still meanwhile.
     pub paused_ms: u64,
     /// The question that was asked last: its report, delivered again after the answer, must not open it again.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub last_question: Option<String>,
 }
 
@@ -191,16 +199,21 @@ pub struct Run {
     /// The state.
     pub state: State,
     /// The session that it has or had last.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub session_id: Option<SessionId>,
     /// What went wrong.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<Error>,
     /// When it was accepted.
     pub created_at: Timestamp,
     /// When its first execution began.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Timestamp>,
     /// When it became final.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<Timestamp>,
     /// When its cancellation was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub canceled_at: Option<Timestamp>,
     /// When it changed last.
     pub updated_at: Timestamp,

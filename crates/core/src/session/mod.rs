@@ -89,14 +89,17 @@ pub struct Session {
     /// The session.
     pub id: SessionId,
     /// Whose it is; none while it is warm and has served nobody.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub tenant: Option<Tenant>,
     /// The kind of its runner.
     pub agent_id: AgentId,
     /// Where it lives.
     pub runner_id: RunnerId,
     /// The source that its runs worked on; a reused session keeps to one.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub source_id: Option<SourceId>,
     /// The credential that its runs used; a reused session keeps to one.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub credential_id: Option<CredentialId>,
     /// The number of its last event, and its version.
     pub seq: u64,
@@ -105,12 +108,14 @@ pub struct Session {
     /// How many runs were leased to it.
     pub runs_served: u32,
     /// Why it ended or failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// When it was asked for.
     pub created_at: Timestamp,
     /// When it changed last.
     pub updated_at: Timestamp,
     /// When it ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub ended_at: Option<Timestamp>,
 }
 

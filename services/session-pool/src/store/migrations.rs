@@ -1,6 +1,17 @@
 use errand_store::Migration;
 
-pub(super) const ALL: &[Migration] = &[Migration {
+pub(super) const ALL: &[Migration] = &[SESSIONS, EVENTS];
+
+/// Nobody asks for the events of one session. A session that many runs take in turn has them all over this index, and
+/// each commit would write a page of it for each session.
+const EVENTS: Migration = Migration {
+    version: 101,
+    name: "events",
+    sqlite: "DROP INDEX event_object_seq;",
+    postgres: "DROP INDEX event_object_seq;",
+};
+
+const SESSIONS: Migration = Migration {
     version: 100,
     name: "sessions",
     sqlite: "
@@ -49,4 +60,4 @@ pub(super) const ALL: &[Migration] = &[Migration {
         );
         INSERT INTO owner VALUES (1, '', 0, 0);
     ",
-}];
+};
