@@ -182,8 +182,11 @@ async fn who_listens_to_one_subject_of_many_is_told_all_of_it() {
     world.hear(&mut told, OBJECTS * ROUNDS as usize).await;
     let all = 2 * OBJECTS as u64 * ROUNDS;
     eventually("all is told on", PATIENCE, async || {
-        let status: v1::NotifierStatusResponse =
-            world.bus.request(world.bus.subjects().api("notifier", "status"), &v1::NotifierStatusRequest {}).await.ok()?;
+        let status: v1::NotifierStatusResponse = world
+            .bus
+            .request(world.bus.subjects().api("notifier", "status"), &v1::NotifierStatusRequest {})
+            .await
+            .ok()?;
         (status.published >= all && status.stream_sequence == status.last_stream_sequence).then_some(())
     })
     .await;
