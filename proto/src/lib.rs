@@ -12,7 +12,7 @@ mod wire;
 
 pub use run::{Submission, submission};
 pub use vault::{failure, verdict};
-pub use wire::{id, lease, named, optional_id, page, to_wire_error};
+pub use wire::{batches, id, lease, named, optional_id, page, to_wire_error};
 
 /// The generated types of package `errand.v1`.
 #[expect(missing_docs, clippy::large_enum_variant, reason = "generated; the comments stand in the .proto files")]

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use errand_core::run::Lease;
 use errand_core::{Error, ErrorCode, limits};
+use prost::Message;
 
 use crate::v1;
 
@@ -60,6 +61,30 @@ impl From<Lease> for v1::Lease {
     }
 }
 
+/// What the items of one message may take: below the broker's limit of 1 MiB a message, with room for what is about them.
+const MAX_BATCH_BYTES: usize = 900 * 1024;
+
+/// Items in as few messages as take them, in their order: at most `most` in each. One that is too large for any goes alone.
+pub fn batches<M: Message>(items: impl IntoIterator<Item = M>, most: usize) -> Vec<Vec<M>> {
+    let mut all: Vec<Vec<M>> = Vec::new();
+    let mut bytes = 0;
+    for item in items {
+        // The length before each item takes up to 4 bytes, its tag one.
+        let size = item.encoded_len() + 5;
+        match all.last_mut() {
+            Some(batch) if batch.len() < most && bytes + size <= MAX_BATCH_BYTES => {
+                batch.push(item);
+                bytes += size;
+            }
+            _ => {
+                all.push(vec![item]);
+                bytes = size;
+            }
+        }
+    }
+    all
+}
+
 /// A page's limit, checked: 0 means the default.
 ///
 /// # Errors
@@ -108,5 +133,20 @@ impl From<v1::Error> for Error {
             None => ErrorCode::API_ERROR.with(format!("{}/{}: {}", error.r#type, error.code, error.message)),
         };
         if error.field.is_empty() { converted } else { converted.at(error.field) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_keep_to_both_limits() {
+        let request = |bytes: usize| v1::RunRequest { input: vec![b'x'; bytes].into(), ..Default::default() };
+        let sizes = |requests: Vec<v1::RunRequest>| batches(requests, 500).iter().map(Vec::len).collect::<Vec<_>>();
+        assert_eq!(sizes(vec![]), Vec::<usize>::new());
+        assert_eq!(sizes(vec![request(0); 1001]), [500, 500, 1]);
+        assert_eq!(sizes(vec![request(400 * 1024); 5]), [2, 2, 1]);
+        assert_eq!(sizes(vec![request(0), request(MAX_BATCH_BYTES + 1), request(0)]), [1, 1, 1]);
     }
 }

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use errand_client::{Client, ClientError, NewRun, RunId, v1};
+use errand_client::{Client, ClientError, NewRun, RunId, Wait, v1};
 use errand_core::ErrorCode;
 use errand_core::run::Decision;
 use errand_core::task::Definition;
@@ -52,6 +52,29 @@ async fn a_service_that_waits_for_its_broker_ends_when_it_is_told_to() -> anyhow
         }
         let ended = tokio::task::spawn_blocking(move || service.process().terminate()).await?;
         ensure!(ended == Some(0), "{role:?} ended with {ended:?}");
+    }
+    Ok(())
+}
+
+/// A runner gets the inputs of all the runs that it is leased at once, in as many messages as they take.
+#[tokio::test(flavor = "multi_thread")]
+async fn inputs_that_no_message_holds_together_reach_their_runner() -> anyhow::Result<()> {
+    let mut stack = Stack::new(StoreKind::Sqlite);
+    stack.start(Role::Dispatcher, &["--log", "warn"]);
+    stack.start(Role::SessionPool, &["--log", "warn"]);
+    stack.ready().await;
+    let client = Client::new(stack.bus().await, "acme".parse()?);
+    let task =
+        client.apply_task(&serde_json::from_value::<Definition>(json!({"name": "a", "agent_id": "agt_scripted"}))?);
+    let task = task.await?.id;
+    let input = json!({"filler": "x".repeat(200 * 1024)});
+    let runs =
+        (0..16).map(|_| anyhow::Ok(NewRun::of_task(&task)?.input(&input))).collect::<anyhow::Result<Vec<_>>>()?;
+    let runs: Vec<v1::Run> = client.submit_many(runs).await?.into_iter().collect::<Result<_, _>>()?;
+    stack.start(Role::Scripted, &["--log", "warn", "--capacity", "32"]);
+    for run in runs {
+        let ended = client.wait(run.id.parse()?, PATIENCE).await?;
+        ensure!(matches!(&ended, Wait::Final(run) if run.status() == v1::RunStatus::Completed), "{ended:?}");
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use errand_bus::trace::{Kind, Span};
 use errand_core::run::{Decision, RunResult, RunStatus};
 use errand_core::{CredentialId, Error, ErrorCode, RunId, SessionId, SourceId, limits};
 use errand_proto::event::TaskRef;
-use errand_proto::v1;
+use errand_proto::{batches, v1};
 use futures::{Stream, StreamExt};
 use prost::Message;
 use serde_json::Value;
@@ -14,9 +14,6 @@ use uuid::Uuid;
 
 use crate::call::{Repeat, present};
 use crate::{Client, ClientError, pages};
-
-/// What one submit request may hold beside its envelope: below the broker's limit of 1 MiB a message.
-const MAX_BATCH_BYTES: usize = 900 * 1024;
 
 /// A run to be asked for. Its id is chosen here, so that asking twice makes one run.
 #[derive(Debug, Clone)]
@@ -232,7 +229,7 @@ impl Client {
     /// [`ClientError`] where a request has no answer; those before it may have been made, and repeating is safe.
     pub async fn submit_many(&self, runs: Vec<NewRun>) -> Result<Vec<Result<v1::Run, Error>>, ClientError> {
         let mut outcomes = Vec::with_capacity(runs.len());
-        for mut requests in batches(runs.into_iter().map(NewRun::into_wire)) {
+        for mut requests in batches(runs.into_iter().map(NewRun::into_wire), limits::MAX_SUBMIT_BATCH) {
             let count = requests.len();
             let _until_answered: Vec<Span> = requests.iter_mut().map(begin_trace).collect();
             let request = v1::SubmitRunsRequest { tenant: self.tenant.to_string(), requests };
@@ -400,47 +397,9 @@ impl RunFilter {
     }
 }
 
-/// Requests that go together: at most 500, and no more bytes than a message may have. One that is too large by itself
-/// goes alone, and is refused by whom it concerns.
-fn batches(requests: impl Iterator<Item = v1::RunRequest>) -> Vec<Vec<v1::RunRequest>> {
-    let mut all: Vec<Vec<v1::RunRequest>> = Vec::new();
-    let mut bytes = 0;
-    for request in requests {
-        // The length before each request takes up to 4 bytes, its tag one.
-        let size = request.encoded_len() + 5;
-        match all.last_mut() {
-            Some(batch) if batch.len() < limits::MAX_SUBMIT_BATCH && bytes + size <= MAX_BATCH_BYTES => {
-                batch.push(request);
-                bytes += size;
-            }
-            _ => {
-                all.push(vec![request]);
-                bytes = size;
-            }
-        }
-    }
-    all
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn request(bytes: usize) -> v1::RunRequest {
-        v1::RunRequest { input: vec![b'x'; bytes].into(), ..Default::default() }
-    }
-
-    fn sizes(requests: Vec<v1::RunRequest>) -> Vec<usize> {
-        batches(requests.into_iter()).iter().map(Vec::len).collect()
-    }
-
-    #[test]
-    fn batches_keep_to_both_limits() {
-        assert_eq!(sizes(vec![]), Vec::<usize>::new());
-        assert_eq!(sizes(vec![request(0); 1001]), [500, 500, 1]);
-        assert_eq!(sizes(vec![request(400 * 1024); 5]), [2, 2, 1]);
-        assert_eq!(sizes(vec![request(0), request(MAX_BATCH_BYTES + 1), request(0)]), [1, 1, 1]);
-    }
 
     #[test]
     fn a_task_is_named_by_id_or_name() {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use errand_bus::RequestError;
 use errand_core::run::{Command, Effect, Lease, LostReason, Run, RunStatus, State, StopReason};
 use errand_core::{RunId, RunnerId, limits};
-use errand_proto::v1;
+use errand_proto::{batches, v1};
 use tokio::sync::OnceCell;
 use tokio_util::task::TaskTracker;
 
@@ -207,19 +207,20 @@ impl<W: World> Effects<W> {
                 }
             }
         }
-        let request = v1::AssignRequest { assignments };
-        match self.0.world.assign(runner, request).await {
-            Ok(answer) => {
-                // What is refused is not assigned: where the refusal is not taken, the sweep assigns again.
-                for refusal in &answer.refusals {
-                    taken.remove(&refusal.lease_token);
+        // Inputs may be large: all of them at once would be more than a message may hold, again and again.
+        for assignments in batches(assignments, usize::MAX) {
+            let mut tokens: Vec<u64> = assignments.iter().filter_map(|one| Some(one.lease.as_ref()?.token)).collect();
+            match self.0.world.assign(runner, v1::AssignRequest { assignments }).await {
+                Ok(answer) => {
+                    // What is refused is not assigned: where the refusal is not taken, the sweep assigns again.
+                    tokens.retain(|token| answer.refusals.iter().all(|refusal| refusal.lease_token != *token));
+                    self.seen().assigned.extend(tokens.iter().filter_map(|token| taken.remove(token)));
+                    for refusal in answer.refusals {
+                        self.refused(refusal).await;
+                    }
                 }
-                self.seen().assigned.extend(taken.into_values());
-                for refusal in answer.refusals {
-                    self.refused(refusal).await;
-                }
+                Err(error) => unanswered("assign", &error),
             }
-            Err(error) => unanswered("assign", &error),
         }
     }
 
