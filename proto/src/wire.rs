@@ -61,8 +61,9 @@ impl From<Lease> for v1::Lease {
     }
 }
 
-/// What the items of one message may take: below the broker's limit of 1 MiB a message, with room for what is about them.
-const MAX_BATCH_BYTES: usize = 900 * 1024;
+/// What the items of one message may take: below the broker's limit of 1 MiB a message, with room for what is about them,
+/// and for what the answer says of each beside what it repeats.
+const MAX_BATCH_BYTES: usize = 640 * 1024;
 
 /// Items in as few messages as take them, in their order: at most `most` in each. One that is too large for any goes alone.
 pub fn batches<M: Message>(items: impl IntoIterator<Item = M>, most: usize) -> Vec<Vec<M>> {
@@ -146,7 +147,7 @@ mod tests {
         let sizes = |requests: Vec<v1::RunRequest>| batches(requests, 500).iter().map(Vec::len).collect::<Vec<_>>();
         assert_eq!(sizes(vec![]), Vec::<usize>::new());
         assert_eq!(sizes(vec![request(0); 1001]), [500, 500, 1]);
-        assert_eq!(sizes(vec![request(400 * 1024); 5]), [2, 2, 1]);
+        assert_eq!(sizes(vec![request(300 * 1024); 5]), [2, 2, 1]);
         assert_eq!(sizes(vec![request(0), request(MAX_BATCH_BYTES + 1), request(0)]), [1, 1, 1]);
     }
 }

@@ -13,6 +13,8 @@ use crate::pool::{Grant, Loss, Start};
 
 /// What goes to the dispatcher in one request at most.
 const BATCH: usize = 500;
+/// Losses in one: each has a message, of 2 KiB at most.
+const LOSSES: usize = 250;
 /// How long the dispatcher may take.
 const ANSWER: Duration = Duration::from_secs(10);
 /// How long a runner may take to tear a session down, until it is asked again.
@@ -121,7 +123,7 @@ impl<O: Others> Outgoing<O> {
                 let dispatcher = for_grants.clone();
                 async move { dispatcher.deliver(items, Dispatcher::grant).await }
             }),
-            losses: Courier::spawn("losses", BATCH, move |items| {
+            losses: Courier::spawn("losses", LOSSES, move |items| {
                 let dispatcher = for_losses.clone();
                 async move { dispatcher.deliver(items, Dispatcher::lost).await }
             }),
