@@ -64,9 +64,8 @@ async fn inputs_that_no_message_holds_together_reach_their_runner() -> anyhow::R
     stack.start(Role::SessionPool, &["--log", "warn"]);
     stack.ready().await;
     let client = Client::new(stack.bus().await, "acme".parse()?);
-    let task =
-        client.apply_task(&serde_json::from_value::<Definition>(json!({"name": "a", "agent_id": "agt_scripted"}))?);
-    let task = task.await?.id;
+    let definition: Definition = serde_json::from_value(json!({"name": "a", "agent_id": "agt_scripted"}))?;
+    let task = client.apply_task(&definition).await?.id;
     let input = json!({"filler": "x".repeat(200 * 1024)});
     let runs =
         (0..16).map(|_| anyhow::Ok(NewRun::of_task(&task)?.input(&input))).collect::<anyhow::Result<Vec<_>>>()?;
