@@ -31,6 +31,8 @@ impl FanOut {
         let subjects: Vec<String> = told.iter().map(|told| self.subject(told)).collect();
         let objects = told.iter().map(|told| told.event.object_id.as_str());
         let first = first(subjects.iter().map(String::as_str).zip(objects));
+        // Where nothing is left to be spared, there is nothing to ask.
+        let asks = first.told.len() < told.len();
         // The spans end when the broker has the events.
         let mut spans = Vec::new();
         let broadcast = self.bus.broadcast().await?;
@@ -38,7 +40,7 @@ impl FanOut {
             let (span, headers) = headers(&told[*at]);
             spans.push(span);
             let (subject, json) = (subjects[*at].clone(), told[*at].json().into());
-            if first.asked.contains(at) {
+            if asks && first.asked.contains(at) {
                 broadcast.ask(*at, subject, headers, json).await?;
             } else {
                 self.bus.publish_raw(subject, Some(headers), json).await?;
