@@ -18,7 +18,8 @@ pub struct Broadcast {
 }
 
 impl Bus {
-    /// Begins to publish what may be heard by nobody.
+    /// Begins to publish what may be heard by nobody. Costs more than [`Self::round_trip`]: for a subscription with a
+    /// wildcard nats-server goes through all that it remembers of subjects.
     ///
     /// # Errors
     /// [`BusError::Listen`].

@@ -345,9 +345,14 @@ impl Bus {
     /// # Errors
     /// [`BusError::Listen`], [`BusError::Publish`], and [`BusError::Unreachable`] where nothing comes back.
     pub async fn round_trip(&self) -> Result<Duration, BusError> {
+        let inbox = self.client.new_inbox();
+        let mut echoes = self.subscribe(inbox.clone()).await?;
         let started = tokio::time::Instant::now();
-        self.broadcast().await?.unheard().await?;
-        Ok(started.elapsed())
+        self.publish_bytes(inbox, Bytes::new()).await?;
+        match tokio::time::timeout(self.request_timeout, echoes.next()).await {
+            Ok(Some(_)) => Ok(started.elapsed()),
+            Ok(None) | Err(_) => Err(self.unreachable()),
+        }
     }
 
     pub(crate) const fn request_timeout(&self) -> Duration {

@@ -31,23 +31,25 @@ impl FanOut {
         let subjects: Vec<String> = told.iter().map(|told| self.subject(told)).collect();
         let objects = told.iter().map(|told| told.event.object_id.as_str());
         let first = first(subjects.iter().map(String::as_str).zip(objects));
-        // Where nothing is left to be spared, there is nothing to ask.
-        let asks = first.told.len() < told.len();
         // The spans end when the broker has the events.
         let mut spans = Vec::new();
-        let broadcast = self.bus.broadcast().await?;
+        // Where nothing is left to be spared, there is nothing to ask.
+        let spares = first.told.len() < told.len();
+        let broadcast = if spares { Some(self.bus.broadcast().await?) } else { None };
         for at in &first.told {
             let (span, headers) = headers(&told[*at]);
             spans.push(span);
             let (subject, json) = (subjects[*at].clone(), told[*at].json().into());
-            if asks && first.asked.contains(at) {
-                broadcast.ask(*at, subject, headers, json).await?;
-            } else {
-                self.bus.publish_raw(subject, Some(headers), json).await?;
+            match &broadcast {
+                Some(broadcast) if first.asked.contains(at) => broadcast.ask(*at, subject, headers, json).await?,
+                _ => self.bus.publish_raw(subject, Some(headers), json).await?,
             }
         }
-        let unheard: HashSet<&str> = broadcast.unheard().await?.into_iter().map(|at| subjects[at].as_str()).collect();
-        spans.clear();
+        let mut unheard: HashSet<&str> = HashSet::new();
+        if let Some(broadcast) = broadcast {
+            unheard.extend(broadcast.unheard().await?.into_iter().map(|at| subjects[at].as_str()));
+            spans.clear();
+        }
         let rest = (0..told.len()).filter(|at| !first.told.contains(at) && !unheard.contains(subjects[*at].as_str()));
         for at in rest {
             let (span, headers) = headers(&told[at]);
