@@ -181,7 +181,7 @@ async fn plan(db: &Db, statement: &str) -> anyhow::Result<Vec<String>> {
             rows.await?.iter().map(|row| Ok(row.try_get::<String, _>("detail")?)).collect()
         }
         Db::Postgres(pool) => {
-            let parameters = (1..=27).rev().find(|n| statement.contains(&format!("${n}"))).unwrap_or(0);
+            let parameters = (1..=26).rev().find(|n| statement.contains(&format!("${n}"))).unwrap_or(0);
             let values = vec!["NULL"; parameters].join(", ");
             let values = if parameters == 0 { values } else { format!("({values})") };
             let mut tx = pool.begin().await?;

@@ -280,16 +280,15 @@ async fn create_schema(connection: &mut sqlx::PgConnection, schema: &str) -> Res
 }
 
 fn migrator(migrations: &[Migration], form: impl Fn(&Migration) -> &'static str) -> Migrator {
-    let steps =
-        crate::outbox::MIGRATIONS.iter().chain([&CHECK, &crate::outbox::FENCE]).chain(migrations).map(|migration| {
-            sqlx::migrate::Migration::new(
-                migration.version,
-                Cow::Borrowed(migration.name),
-                MigrationType::Simple,
-                form(migration).into_sql_str(),
-                false,
-            )
-        });
+    let steps = crate::outbox::MIGRATIONS.iter().chain([&CHECK]).chain(migrations).map(|migration| {
+        sqlx::migrate::Migration::new(
+            migration.version,
+            Cow::Borrowed(migration.name),
+            MigrationType::Simple,
+            form(migration).into_sql_str(),
+            false,
+        )
+    });
     Migrator { migrations: steps.collect(), ..Migrator::DEFAULT }
 }
 

@@ -52,8 +52,7 @@ pub trait Ledger: Clone + Send + Sync + 'static {
     fn unmarked(&self, objects: &[[u8; 16]]) -> impl Future<Output = Result<Vec<Encoded>, StoreError>> + Send;
     /// Waits until what a writer has been committing up to a position is committed, or never will be: no answer may have
     /// come, and the commit goes on.
-    fn settled(&self, until: i64) -> impl Future<Output = Result<(), StoreError>> + Send {
-        let _ = until;
+    fn settled(&self, _until: i64) -> impl Future<Output = Result<(), StoreError>> + Send {
         std::future::ready(Ok(()))
     }
     /// Up to `limit` events behind `after` and up to `until`, by position.

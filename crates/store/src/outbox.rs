@@ -28,7 +28,9 @@ pub(crate) const WRITER_SHIFT: u32 = 40;
 /// Batches that may wait for the publisher in memory; beyond, they are read from the store again.
 const QUEUE: usize = 1024;
 
-pub(crate) const MIGRATIONS: &[Migration] = &[Migration {
+pub(crate) const MIGRATIONS: &[Migration] = &[OUTBOX, FENCE];
+
+const OUTBOX: Migration = Migration {
     version: 1,
     name: "outbox",
     sqlite: "
@@ -81,10 +83,10 @@ pub(crate) const MIGRATIONS: &[Migration] = &[Migration {
         );
         CREATE TABLE outbox_recovery (one INTEGER PRIMARY KEY, since BIGINT NOT NULL);
     ",
-}];
+};
 
 /// Up to which position nothing of a writer's is written any more.
-pub(crate) const FENCE: Migration = Migration {
+const FENCE: Migration = Migration {
     version: 3,
     name: "fence",
     sqlite: "ALTER TABLE outbox_writer ADD COLUMN fence INTEGER NOT NULL DEFAULT 0;",
@@ -367,12 +369,6 @@ impl Staged {
         );
         let _: Vec<(i64,)> = self.bind_postgres(query).fetch_all(connection).await?;
         Ok(())
-    }
-
-    /// The writer of the events, and the first one's position. None where there are no events.
-    #[must_use]
-    pub fn place(&self) -> Option<(i64, i64)> {
-        self.rows.first().map(|row| (row.position >> WRITER_SHIFT, row.position))
     }
 
     /// Binds them for Postgres, an array a column: position, object, seq, id, `created_at`, payload.

@@ -2,7 +2,8 @@
 //! who waits for it stands still for as long, and so does sqlx's own test of what comes back to its pool.
 //!
 //! What ran into the limit may have been done or not, as with every other failure of a connection. It is decided soon,
-//! because the server gives up a transaction that nobody goes on with ([`IDLE_IN_TRANSACTION`]) sooner than we do.
+//! because the server gives up a transaction that nobody goes on with ([`IDLE_IN_TRANSACTION`]) sooner than we do, and
+//! because a statement by itself stands behind a fence (ADR 0016).
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;

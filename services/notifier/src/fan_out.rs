@@ -61,7 +61,7 @@ fn is_word(text: &str) -> bool {
 }
 
 /// What of a batch is told first, to learn who listens.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct First {
     /// One event on each subject, by its place in the batch.
     pub asked: BTreeSet<usize>,

@@ -140,15 +140,14 @@ impl Store {
                         parts.extend(part.halves().into_iter().flatten());
                     }
                 }
-                keep_committed(batch, &conflicts);
             }
             Db::Postgres(pool) => {
                 for (id,) in pool.write(write_postgres(batch)?).await? {
                     conflicts.remove(&id_of(&id)?);
                 }
-                keep_committed(batch, &conflicts);
             }
         }
+        keep_committed(batch, &conflicts);
         Ok(conflicts)
     }
 
@@ -334,7 +333,7 @@ type PgQuery<'q> = sqlx::query::QueryAs<'q, sqlx::Postgres, (Vec<u8>,), sqlx::po
 /// keeps Postgres, which does not know how long an array is, from comparing each row with each: it looks rows up.
 fn write_postgres(batch: &Batch) -> Result<PgQuery<'_>, StoreError> {
     const WRITE: &str = "WITH
-        fence AS (SELECT FROM outbox_writer WHERE writer = $26 AND fence < $27 FOR SHARE),
+        fence AS (SELECT FROM outbox_writer WHERE writer = $26::bigint >> 40 AND fence < $26 FOR SHARE),
         new AS (
             INSERT INTO run (id, tenant, version, status, task_id, updated_at, last_activity, document, output)
             SELECT * FROM unnest($1::bytea[], $2::text[], $3::bigint[], $4::text[], $5::bytea[], $6::bigint[],
@@ -352,7 +351,8 @@ fn write_postgres(batch: &Batch) -> Result<PgQuery<'_>, StoreError> {
             FROM unnest($12::bytea[], $13::bigint[], $14::bigint[], $15::text[], $16::bigint[], $17::bigint[],
                         $18::text[], $19::bytea[])
                 AS v (id, expected, version, status, updated_at, last_activity, document, output)
-            WHERE EXISTS (SELECT FROM fence) AND (SELECT COUNT(*) FROM locked) >= 0 AND run.id = v.id AND run.version = v.expected RETURNING run.id),
+            WHERE EXISTS (SELECT FROM fence) AND (SELECT COUNT(*) FROM locked) >= 0
+              AND run.id = v.id AND run.version = v.expected RETURNING run.id),
         written AS (SELECT id FROM new UNION ALL SELECT id FROM changed),
         told AS (
             INSERT INTO event (position, object, seq, id, created_at, payload)
@@ -382,7 +382,5 @@ fn write_postgres(batch: &Batch) -> Result<PgQuery<'_>, StoreError> {
         .bind(changed.iter().map(|(run, _)| run.last_activity.0).collect::<Vec<_>>())
         .bind(changed.iter().map(|(run, _)| document(run)).collect::<Result<Vec<_>, _>>()?)
         .bind(changed.iter().map(|(run, _)| run.output.as_deref()).collect::<Vec<_>>());
-    let place = events.place();
-    let query = events.bind_postgres(query);
-    Ok(query.bind(place.map(|(writer, _)| writer)).bind(place.map(|(_, first)| first)))
+    Ok(events.bind_postgres(query).bind(events.events().first().map(|event| event.position)))
 }

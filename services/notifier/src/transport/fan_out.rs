@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use errand_bus::{Bus, BusError, Delivery, HeaderMap, trace};
+use errand_bus::{Broadcast, Bus, BusError, Delivery, HeaderMap, trace};
 use errand_core::Timestamp;
 use errand_kit::metrics;
 
@@ -22,7 +22,7 @@ pub(crate) struct FanOut {
 }
 
 impl FanOut {
-    /// Tells events on, in their order. When this returns the broker has them: a flush alone would only mean that they
+    /// Tells events on, each object's in their order. When this returns the broker has them: a flush alone would only mean that they
     /// have left the process.
     ///
     /// One event on each subject tells whether anybody listens there; where nobody does, no other is made into JSON and
@@ -37,13 +37,8 @@ impl FanOut {
         let spares = first.told.len() < told.len();
         let broadcast = if spares { Some(self.bus.broadcast().await?) } else { None };
         for at in &first.told {
-            let (span, headers) = headers(&told[*at]);
-            spans.push(span);
-            let (subject, json) = (subjects[*at].clone(), told[*at].json().into());
-            match &broadcast {
-                Some(broadcast) if first.asked.contains(at) => broadcast.ask(*at, subject, headers, json).await?,
-                _ => self.bus.publish_raw(subject, Some(headers), json).await?,
-            }
+            let ask = broadcast.as_ref().filter(|_| first.asked.contains(at)).map(|broadcast| (broadcast, *at));
+            spans.push(self.publish(&subjects[*at], &told[*at], ask).await?);
         }
         let mut unheard: HashSet<&str> = HashSet::new();
         if let Some(broadcast) = broadcast {
@@ -52,9 +47,7 @@ impl FanOut {
         }
         let rest = (0..told.len()).filter(|at| !first.told.contains(at) && !unheard.contains(subjects[*at].as_str()));
         for at in rest {
-            let (span, headers) = headers(&told[at]);
-            spans.push(span);
-            self.bus.publish_raw(subjects[at].clone(), Some(headers), told[at].json().into()).await?;
+            spans.push(self.publish(&subjects[at], &told[at], None).await?);
         }
         if !spans.is_empty() {
             self.bus.round_trip().await?;
@@ -86,6 +79,33 @@ impl FanOut {
         metrics().delivered("fan_out", "dead_letter", 1);
     }
 
+    /// Publishes one event, and asks who hears it where that is to be known; it may still be on its way out.
+    async fn publish(
+        &self,
+        subject: &str,
+        told: &Telling,
+        ask: Option<(&Broadcast, usize)>,
+    ) -> Result<trace::Span, BusError> {
+        let event_id = told.id.to_string();
+        let mut headers = HeaderMap::new();
+        headers.insert(EVENT_ID, event_id.as_str());
+        let parent = told.traceparent().filter(|text| trace::is_valid(text));
+        let mut span = trace::Span::child(parent, trace::Kind::Send, "notify");
+        if span.is_recording() {
+            span.set("messaging.message.id", event_id);
+            span.set("errand.event.type", told.event.r#type.clone());
+        }
+        if let Some(traceparent) = span.traceparent() {
+            trace::set(&mut headers, traceparent);
+        }
+        let (subject, json) = (subject.to_owned(), told.json().into());
+        match ask {
+            Some((broadcast, number)) => broadcast.ask(number, subject, headers, json).await?,
+            None => self.bus.publish_raw(subject, Some(headers), json).await?,
+        }
+        Ok(span)
+    }
+
     fn subject(&self, told: &Telling) -> String {
         let (object, action) = told.object_and_action();
         self.bus.subjects().notify(&told.event.tenant, object, action)
@@ -94,20 +114,4 @@ impl FanOut {
     fn note(&self, change: impl FnOnce(&mut Progress)) {
         change(&mut self.progress.lock().unwrap_or_else(PoisonError::into_inner));
     }
-}
-
-fn headers(told: &Telling) -> (trace::Span, HeaderMap) {
-    let event_id = told.id.to_string();
-    let mut headers = HeaderMap::new();
-    headers.insert(EVENT_ID, event_id.as_str());
-    let parent = told.traceparent().filter(|text| trace::is_valid(text));
-    let mut span = trace::Span::child(parent, trace::Kind::Send, "notify");
-    if span.is_recording() {
-        span.set("messaging.message.id", event_id);
-        span.set("errand.event.type", told.event.r#type.clone());
-    }
-    if let Some(traceparent) = span.traceparent() {
-        trace::set(&mut headers, traceparent);
-    }
-    (span, headers)
 }
