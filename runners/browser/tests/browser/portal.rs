@@ -52,11 +52,10 @@ async fn bills_come_home_from_every_layout_and_through_a_slow_portal() {
     for (run, email) in runs.iter().zip(mails) {
         // The source refuses the first code, and a new question comes.
         if email == mails[0] {
-            portal.answer(&world, *run, email, false).await;
-            let first = world.client.get_run(*run).await.unwrap().interaction.map(|asked| asked.id);
+            let first = portal.answer(&world, *run, email, false).await;
             errand_tests::eventually("another question", crate::world::PATIENCE, async || {
                 let asked = world.client.get_run(*run).await.ok()?.interaction?;
-                (Some(asked.id) != first).then_some(())
+                (asked.id != first).then_some(())
             })
             .await;
         }
@@ -90,12 +89,11 @@ async fn what_the_portal_refuses_is_the_runs_error() {
     let no_address = bills(&world, &portal, "x@y@z", json!({})).await;
     portal.answer(&world, failing, "ada+failing@example.com", true).await;
     for _ in 0..5 {
-        let asked = world.reaches(spent, v1::RunStatus::InteractionRequired).await.interaction.unwrap();
-        portal.answer(&world, spent, "eve@example.com", false).await;
+        let asked = portal.answer(&world, spent, "eve@example.com", false).await;
         errand_tests::eventually("the next question, or the end", crate::world::PATIENCE, async || {
             let run = world.client.get_run(spent).await.ok()?;
             let over = run.finished_at_ms.is_some();
-            (over || run.interaction.is_some_and(|next| next.id != asked.id)).then_some(())
+            (over || run.interaction.is_some_and(|next| next.id != asked)).then_some(())
         })
         .await;
     }

@@ -249,14 +249,15 @@ impl Portal {
         mail["code"].as_str().unwrap().to_owned()
     }
 
-    /// Answers the question of a run with the code, or with a wrong one.
-    pub(crate) async fn answer(&self, world: &World, run: RunId, email: &str, right: bool) {
+    /// Answers the question of a run with the code, or with a wrong one. Gives the question's id.
+    pub(crate) async fn answer(&self, world: &World, run: RunId, email: &str, right: bool) -> String {
         let asked = world.reaches(run, v1::RunStatus::InteractionRequired).await.interaction.unwrap();
         let reference = asked.message.rsplit_once("reference ").unwrap().1.trim_end_matches('.').to_owned();
         let code = self.code(email, &reference).await;
         let wrong = if code == "000000" { "111111" } else { "000000" };
         let answer = json!({"code": if right { &code } else { wrong }});
         world.client.interact(run, &answer).await.unwrap();
+        asked.id
     }
 }
 
